@@ -1,0 +1,29 @@
+"""The base class of every test: fresh random inputs that the failure message lets one repeat."""
+
+import os
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class TestCase(tf.test.TestCase):
+    """tf.test.TestCase reseeds TensorFlow; this adds a NumPy generator with a fresh seed each run.
+
+    `TEST_SEED=n python -m pytest ...` repeats a run; the seed is printed when a test fails.
+    """
+
+    def setUp(self):
+        super().setUp()
+        seed = int(os.environ.get("TEST_SEED", np.random.SeedSequence().entropy % 2**31))
+        print(f"TEST_SEED={seed}")  # pytest shows it with a failure
+        self.rng = np.random.default_rng(seed)
+        keras.utils.set_random_seed(seed)
+
+    def tearDown(self):
+        keras.backend.clear_session()
+        super().tearDown()
+
+    def normal(self, *shape, dtype="float32"):
+        """A standard normal array of the given shape, new in every run."""
+        return self.rng.standard_normal(shape).astype(dtype)
