@@ -1,0 +1,7 @@
+"""Dispatchers: from a Routing to moved tokens and back. They hold no weights."""
+
+from tf_moe.dispatch.capacity import DROP_BY, capacity_of, dispatch_capacity
+from tf_moe.dispatch.plan import Plan
+from tf_moe.dispatch.sorted import dispatch_sorted
+
+__all__ = ["DROP_BY", "Plan", "capacity_of", "dispatch_capacity", "dispatch_sorted"]

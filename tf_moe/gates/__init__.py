@@ -1,0 +1,57 @@
+"""Gates: from tokens to a Routing. Each is a Keras layer in a file of its own; a new one is entered in GATES."""
+
+import keras
+
+from tf_moe.gates.gate import Gate
+from tf_moe.gates.hierarchical import Hierarchical
+from tf_moe.gates.noisy_top_k import NoisyTopK
+from tf_moe.gates.routing import Routing
+from tf_moe.gates.strictly_balanced import StrictlyBalanced
+
+GATES = {
+    "noisy_top_k": NoisyTopK,
+    "hierarchical": Hierarchical,
+    "strictly_balanced": StrictlyBalanced,
+}
+
+
+def get(identifier, num_experts, k, seed: int | None = None) -> Gate:
+    """The gate for an identifier.
+
+    Args:
+        identifier: A name in `GATES`, a `Gate`, or the config of one. "noisy_top_k" with a pair of experts is the
+            hierarchical gate.
+        num_experts: Number of experts, or a pair.
+        k: Number of experts chosen, or a pair.
+        seed: Seed of a gate made from a name.
+
+    Returns:
+        A gate for `num_experts` and `k`.
+
+    Raises:
+        ValueError: If the name is unknown, or a gate passed in was made for other numbers.
+    """
+    if isinstance(identifier, dict):
+        identifier = keras.saving.deserialize_keras_object(identifier)
+    if isinstance(identifier, Gate):
+        if (_plain(identifier.num_experts), _plain(identifier.k)) != (_plain(num_experts), _plain(k)):
+            raise ValueError(
+                "The gate must be made for the layer's num_experts and k. Received: a gate for "
+                f"num_experts={identifier.num_experts}, k={identifier.k}, "
+                f"in a layer with num_experts={num_experts}, k={k}."
+            )
+        return identifier
+    two_levels = isinstance(num_experts, (tuple, list)) or isinstance(k, (tuple, list))
+    if identifier == "noisy_top_k" and two_levels:
+        identifier = "hierarchical"
+    if identifier not in GATES:
+        raise ValueError(f"gate must be one of {sorted(GATES)} or a tf_moe.gates.Gate. Received: gate={identifier!r}.")
+    return GATES[identifier](num_experts, k, seed=seed)
+
+
+def _plain(value):
+    """Numbers or pairs in one form, as they come from users (tuples) or from JSON (lists)."""
+    return tuple(value) if isinstance(value, (tuple, list)) else value
+
+
+__all__ = ["GATES", "Gate", "Hierarchical", "NoisyTopK", "Routing", "StrictlyBalanced", "get"]

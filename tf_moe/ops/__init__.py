@@ -1,0 +1,1 @@
+"""Pure tensor operations that gates, dispatch and experts share. They import nothing else of the package."""

@@ -1,0 +1,73 @@
+"""The dispatcher with a fixed capacity: static shapes, and drops."""
+
+import math
+
+import tensorflow as tf
+
+from tf_moe.dispatch.plan import Plan
+from tf_moe.ops.block import make_block
+from tf_moe.ops.groups import group_by
+from tf_moe.ops.rows import gather_or_zero
+
+DROP_BY = ("position", "weight")
+
+
+def dispatch_capacity(
+    expert_index: tf.Tensor,
+    combine_weights: tf.Tensor,
+    num_experts: int,
+    capacity: int | tf.Tensor,
+    drop_by: str = "position",
+) -> Plan:
+    """Each expert gets `capacity` rows; assignments beyond them are dropped and counted.
+
+    Args:
+        expert_index: Int32 `(T, K)`.
+        combine_weights: `(T, K)`; an assignment with weight zero takes no place.
+        num_experts: Number of experts E.
+        capacity: Rows C of each expert.
+        drop_by: Which assignments stay: "position", those of the first tokens; "weight", those with the highest weights
+            (and the first tokens among equals).
+
+    Returns:
+        A plan with E * C rows.
+    """
+    assigned = combine_weights > 0
+    index = tf.reshape(tf.where(assigned, expert_index, num_experts), [-1])
+    if drop_by == "weight":
+        # Sorting by weight first and then stably by expert sorts by both.
+        by_weight = tf.argsort(tf.reshape(combine_weights, [-1]), direction="DESCENDING", stable=True)
+        groups = group_by(tf.gather(index, by_weight), num_experts)
+        order = tf.gather(by_weight, groups.order)
+    else:
+        groups = group_by(index, num_experts)
+        order = groups.order
+    size = tf.size(index)
+    block = make_block(groups.counts, size, capacity)
+    assignment = gather_or_none(order, tf.reshape(block.row, [-1]))
+    place = tf.scatter_nd(tf.expand_dims(order, -1), block.place, tf.expand_dims(size, 0))
+    kept = tf.minimum(groups.counts, capacity)
+    dropped = tf.reduce_sum(groups.counts - kept)
+    return Plan(assignment, tf.reshape(place, tf.shape(expert_index)), kept, dropped, capacity)
+
+
+def gather_or_none(index: tf.Tensor, at: tf.Tensor) -> tf.Tensor:
+    """`index[at]`, and -1 where `at` is -1."""
+    return tf.where(at < 0, -1, gather_or_zero(index, at))
+
+
+def capacity_of(tokens: int | tf.Tensor, num_experts: int, k: int, capacity_factor: float) -> int | tf.Tensor:
+    """Rows of an expert: `capacity_factor` times its fair share k T / E, rounded up, at most T and at least 1.
+
+    Args:
+        tokens: Number of tokens T, masked ones included, since shapes cannot depend on the mask. A Python integer gives
+            a Python integer.
+        num_experts: Number of experts E.
+        k: Experts chosen for a token, in all.
+        capacity_factor: 1.0 is just enough for even loads.
+    """
+    per_token = capacity_factor * k / num_experts
+    if isinstance(tokens, int):
+        return max(1, min(tokens, math.ceil(per_token * tokens)))
+    share = tf.cast(tf.math.ceil(per_token * tf.cast(tokens, tf.float32)), tf.int32)
+    return tf.maximum(1, tf.minimum(tokens, share))

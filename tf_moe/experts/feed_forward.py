@@ -1,0 +1,117 @@
+"""The bank of feed-forward experts, their weights stacked."""
+
+import keras
+import tensorflow as tf
+
+from tf_moe.experts.constraints import ConstrainEach
+from tf_moe.initializers import PerExpert
+from tf_moe.ops.grouped import apply_grouped
+from tf_moe.ops.recompute import recompute
+
+
+@keras.saving.register_keras_serializable(package="tf_moe")
+class FeedForward(keras.layers.Layer):
+    """E experts with one hidden layer each: `activation(x hidden_kernel) output_kernel`.
+
+    Weights: `hidden_kernel` `(E, D, H)` and `output_kernel` `(E, H, D)`; with biases, `hidden_bias` `(E, H)` and
+    `output_bias` `(E, D)`, zeros at first. Stacked, they are one matrix product, one layout on a mesh, and one slot of
+    the optimizer.
+
+    Args:
+        num_experts: Number of experts E.
+        hidden: Width H of the hidden layer. It is also the ratio of arithmetic to input and output, which has to exceed
+            the device's ratio of arithmetic to bandwidth (section 3.2).
+        activation: Activation of the hidden layer, elementwise along the last axis. Default "relu".
+        use_bias: Whether both layers have biases. Default False.
+        recompute: Whether hidden activations are computed again in the backward pass instead of kept. Default False.
+        kernel_initializer: Initializer of each expert's kernels, as if they were not stacked. Default "glorot_uniform".
+        kernel_regularizer: Regularizer of the stacked kernels. Default None.
+        kernel_constraint: Constraint of each expert's kernels. Default None.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        rows: `(S, D)`, sorted by expert; or `(E * C, D)`, C rows for each.
+        counts: Int32 `(E,)`, rows of each expert.
+        capacity: C, or None where rows are sorted without gaps.
+
+    Reference: section 3.2 and appendix C.1 of Shazeer et al. (2017).
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        hidden: int,
+        activation="relu",
+        use_bias: bool = False,
+        recompute: bool = False,
+        kernel_initializer="glorot_uniform",
+        kernel_regularizer=None,
+        kernel_constraint=None,
+        **kwargs,
+    ):
+        kwargs.setdefault("name", "experts")
+        super().__init__(**kwargs)
+        self.num_experts = num_experts
+        self.hidden = hidden
+        self.activation = keras.activations.get(activation)
+        self.use_bias = use_bias
+        self.recompute = recompute
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.kernel_constraint = keras.constraints.get(kernel_constraint)
+
+    def build(self, input_shape):
+        width = input_shape[-1]
+        self.hidden_kernel = self._add_kernel("hidden_kernel", (width, self.hidden), stream=0)
+        self.output_kernel = self._add_kernel("output_kernel", (self.hidden, width), stream=1)
+        self.hidden_bias = self.output_bias = None
+        if self.use_bias:
+            shape = (self.num_experts, self.hidden)
+            self.hidden_bias = self.add_weight(shape=shape, initializer="zeros", name="hidden_bias")
+            shape = (self.num_experts, width)
+            self.output_bias = self.add_weight(shape=shape, initializer="zeros", name="output_bias")
+
+    def _add_kernel(self, name, shape, stream):
+        return self.add_weight(
+            shape=(self.num_experts, *shape),
+            initializer=PerExpert(self.kernel_initializer, stream),
+            regularizer=self.kernel_regularizer,
+            constraint=self.kernel_constraint and ConstrainEach(self.kernel_constraint),
+            name=name,
+        )
+
+    def call(self, rows: tf.Tensor, counts: tf.Tensor, capacity: int | tf.Tensor | None = None) -> tf.Tensor:
+        weights = [self.hidden_kernel, self.output_kernel]
+        if self.use_bias:
+            weights += [self.hidden_bias, self.output_bias]
+        # Read whole: a gather of a variable would make every later read copy it.
+        weights = [tf.convert_to_tensor(w) for w in weights]
+        if capacity is None:
+            return apply_grouped(self._feed_forward, rows, counts, weights, self.recompute)
+        function = recompute(self._feed_forward) if self.recompute else self._feed_forward
+        stack = tf.reshape(rows, [self.num_experts, capacity, rows.shape[-1]])
+        return tf.reshape(function(stack, *weights), tf.shape(rows))
+
+    def _feed_forward(self, x, hidden_kernel, output_kernel, hidden_bias=None, output_bias=None):
+        """(E, n, D) -> (E, n, D), each expert's rows with its slice of the weights."""
+        hidden = tf.matmul(x, hidden_kernel)
+        if hidden_bias is not None:
+            hidden += tf.expand_dims(hidden_bias, 1)
+        output = tf.matmul(self.activation(hidden), output_kernel)
+        return output if output_bias is None else output + tf.expand_dims(output_bias, 1)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_experts": self.num_experts,
+            "hidden": self.hidden,
+            "activation": keras.activations.serialize(self.activation),
+            "use_bias": self.use_bias,
+            "recompute": self.recompute,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
+            "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
+        }

@@ -1,0 +1,99 @@
+"""A bank of arbitrary Keras layers as experts."""
+
+import keras
+import tensorflow as tf
+
+from tf_moe.ops.xla import compiled_by_xla
+
+
+@keras.saving.register_keras_serializable(package="tf_moe")
+class LayerBank(keras.layers.Layer):
+    """E experts, each a Keras layer or model of its own that maps width D to width D.
+
+    Args:
+        layers: The experts, all different objects. Each sees a batch `(n, D)` of the tokens sent to it, n being 0 at
+            times, and treats each row by itself (no batch normalisation: it would be computed over a few tokens, or
+            over none).
+        recompute: Whether their activations are computed again in the backward pass instead of kept. Default False.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: If the layers are not different Keras layers, if one does not keep the width, or if one draws random
+            numbers and `recompute` asks for the same ones twice.
+
+    Call arguments:
+        rows: `(S, D)`, sorted by expert; or `(E * C, D)`, C rows for each.
+        counts: Int32 `(E,)`, rows of each expert.
+        capacity: C, or None where rows are sorted without gaps.
+    """
+
+    def __init__(self, layers: list[keras.layers.Layer], recompute: bool = False, **kwargs):
+        kwargs.setdefault("name", "experts")
+        super().__init__(**kwargs)
+        for layer in layers:
+            if not isinstance(layer, keras.layers.Layer):
+                raise ValueError(f"expert must return a Keras layer or model. Received: {layer!r}.")
+        if len({id(layer) for layer in layers}) < len(layers):
+            raise ValueError(
+                "expert must return a new layer each time it is called, or all experts are one and the same. "
+                f"Received: {layers[0]!r} more than once."
+            )
+        self.layers = list(layers)
+        self.recompute = recompute
+
+    def build(self, input_shape):
+        shape = (None, input_shape[-1])
+        for layer in self.layers:
+            if not layer.built:
+                layer.build(shape)
+            output_shape = tuple(layer.compute_output_shape(shape))
+            if output_shape != shape:
+                raise ValueError(
+                    f"expert must return a layer that maps width {shape[-1]} to width {shape[-1]}. Received: "
+                    f"{layer!r}, which maps {shape} to {output_shape}."
+                )
+            if self.recompute and _draws(layer):
+                raise ValueError(
+                    "recompute=True computes experts twice, and this one would draw other random numbers the second "
+                    f"time. Received: {layer!r}. Pass recompute=False, or experts without dropout."
+                )
+
+    def call(self, rows: tf.Tensor, counts: tf.Tensor, capacity: int | tf.Tensor | None = None) -> tf.Tensor:
+        if capacity is None and compiled_by_xla():
+            raise ValueError(
+                "Experts that are Keras layers get as many rows as the loads of each step say, and XLA needs shapes "
+                "that do not depend on the data. Received: jit_compile=True and capacity_factor=None. Pass a "
+                "capacity_factor, the built-in experts (expert=None), or jit_compile=False."
+            )
+        if capacity is not None:
+            starts = [e * capacity for e in range(len(self.layers))]
+            stops = [start + capacity for start in starts]
+        else:
+            ends = tf.cumsum(counts)
+            starts, stops = tf.unstack(ends - counts), tf.unstack(ends)
+        outputs = [
+            (keras.remat(layer) if self.recompute else layer)(rows[start:stop])
+            for layer, start, stop in zip(self.layers, starts, stops, strict=True)
+        ]
+        joined = tf.cast(tf.concat(outputs, axis=0), rows.dtype)
+        return tf.pad(joined, [[0, tf.shape(rows)[0] - tf.shape(joined)[0]], [0, 0]])
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "layers": [keras.saving.serialize_keras_object(layer) for layer in self.layers],
+            "recompute": self.recompute,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        layers = [keras.saving.deserialize_keras_object(layer) for layer in config.pop("layers")]
+        return cls(layers, **config)
+
+
+def _draws(layer: keras.layers.Layer) -> bool:
+    """Whether a layer or one inside it owns a generator of random numbers, whose state is no weight."""
+    return len(layer.variables) > len(layer.weights)

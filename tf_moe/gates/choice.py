@@ -1,0 +1,51 @@
+"""The choice of k out of many logits, shared by the gates that choose for each token."""
+
+import tensorflow as tf
+
+from tf_moe.losses import top_k_probability
+from tf_moe.ops.ties import spread_ties
+
+
+def choose_noisy(
+    clean_logits: tf.Tensor, noise_logits: tf.Tensor, noise: tf.Tensor, k: int
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The k experts with the highest noisy logits, as in training.
+
+    Args:
+        clean_logits: `(T, E)`.
+        noise_logits: `(T, E)`; the noise has standard deviation softplus of this.
+        noise: Standard normal numbers `(T, E)`.
+        k: Number of experts chosen.
+
+    Returns:
+        expert_index: Int32 `(T, k)`, best first.
+        weights: `(T, k)`, see `softmax_of_chosen`.
+        probability: `(T, E)`, of each expert to be chosen if its noise were drawn again; its sum is the load estimate.
+    """
+    stddev = tf.math.softplus(noise_logits)
+    noisy_logits = clean_logits + noise * stddev
+    highest, index = tf.math.top_k(noisy_logits, min(k + 1, clean_logits.shape[-1]))
+    probability = top_k_probability(clean_logits, noisy_logits, stddev, highest, k)
+    return index[:, :k], softmax_of_chosen(highest[:, :k], noisy_logits), probability
+
+
+def choose(clean_logits: tf.Tensor, token_code: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The k experts with the highest logits, ties spread over the experts; deterministic, as at evaluation.
+
+    Returns:
+        expert_index: Int32 `(T, k)`, best first.
+        weights: `(T, k)`, see `softmax_of_chosen`.
+    """
+    index = tf.math.top_k(spread_ties(clean_logits, token_code), k).indices
+    chosen = tf.gather(clean_logits, index, batch_dims=1)
+    return index, softmax_of_chosen(chosen, clean_logits)
+
+
+def softmax_of_chosen(chosen_logits: tf.Tensor, all_logits: tf.Tensor) -> tf.Tensor:
+    """Gate values of the chosen experts: the softmax over them alone, as the paper has it.
+
+    For k = 1 that would be the constant 1, which teaches the gate nothing: there it is the softmax over all experts.
+    """
+    if chosen_logits.shape[-1] == 1:
+        return tf.exp(chosen_logits - tf.reduce_logsumexp(all_logits, axis=-1, keepdims=True))
+    return tf.nn.softmax(chosen_logits, axis=-1)

@@ -1,0 +1,79 @@
+"""The base class of gates."""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from tf_moe.gates.routing import Routing
+
+
+class Gate(keras.layers.Layer):
+    """Base class of gates: maps tokens `(T, D)` to a `Routing`.
+
+    A gate is a Keras layer that always computes in float32, whatever the dtype policy around it: a choice between
+    experts should not hang on bfloat16's eight bits. To add one, implement `build` and `call`, and enter it in
+    `tf_moe.gates.GATES`.
+
+    Args:
+        num_experts: Number of experts E; a pair (groups, experts in each) for two levels.
+        k: Number of experts chosen for a token, 1 to `num_experts`; a pair for two levels.
+        seed: Integer seed of the noise, or None for a different one in every program.
+        **kwargs: `name` and other arguments of `keras.layers.Layer`, but not `dtype`.
+
+    Raises:
+        ValueError: If `num_experts` or `k` is out of range.
+
+    Call arguments:
+        inputs: `(T, D)`.
+        mask: Optional bool `(T,)`; tokens where it is False get zero weights and count in no statistic.
+        training: Whether noise is added and `load` is the smooth estimate. Default False.
+    """
+
+    def __init__(self, num_experts, k, seed: int | None = None, **kwargs):
+        kwargs.setdefault("name", "gate")
+        kwargs.pop("dtype", None)
+        super().__init__(dtype="float32", **kwargs)
+        self.num_experts = num_experts
+        self.k = k
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def build(self, input_shape):
+        raise NotImplementedError(f"{type(self).__name__} must create its weights in build(input_shape).")
+
+    def call(self, inputs: tf.Tensor, mask: tf.Tensor | None = None, training: bool = False) -> Routing:
+        raise NotImplementedError(f"{type(self).__name__} must implement call(inputs, mask, training).")
+
+    def noise(self, shape: tf.Tensor) -> tf.Tensor:
+        """Standard normal float32 numbers, new in every call."""
+        return tf.random.stateless_normal(shape, tf.cast(self.seed_generator.next(), tf.int32))
+
+    def get_config(self):
+        config = super().get_config()
+        del config["dtype"]
+        return {**config, "num_experts": self.num_experts, "k": self.k, "seed": self.seed}
+
+
+def check_choice(num_experts: int, k: int, of: str = "num_experts") -> None:
+    """Raise ValueError unless k experts can be chosen out of num_experts."""
+    for name, value in ((of, num_experts), ("k", k)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer. Received: {name}={value!r}.")
+    if k > num_experts:
+        raise ValueError(
+            f"k cannot exceed the number of experts to choose from. Received: k={k}, {of}={num_experts}. "
+            f"Pass k<={num_experts}, or more experts."
+        )
+
+
+def mask_rows(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+    """Zero the rows `(T, ...)` of masked tokens."""
+    if mask is None:
+        return values
+    while mask.shape.rank < values.shape.rank:
+        mask = tf.expand_dims(mask, -1)
+    return tf.where(mask, values, tf.zeros([], values.dtype))
+
+
+Initializer = str | Callable | keras.initializers.Initializer

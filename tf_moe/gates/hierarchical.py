@@ -1,0 +1,144 @@
+"""Two-level noisy top-k gating: first among groups of experts, then among the experts of each chosen group."""
+
+import keras
+import tensorflow as tf
+
+from tf_moe.gates.choice import choose, choose_noisy
+from tf_moe.gates.gate import Gate, Initializer, check_choice, mask_rows
+from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
+from tf_moe.initializers import PerExpert
+from tf_moe.ops.grouped import apply_grouped
+from tf_moe.ops.groups import group_by
+from tf_moe.ops.rows import take_rows
+from tf_moe.ops.ties import code_tokens
+
+
+@keras.saving.register_keras_serializable(package="tf_moe")
+class Hierarchical(Gate):
+    """Noisy top-k gating on two levels: k[0] of a groups, and k[1] of the b experts in each chosen group.
+
+    An expert's gate value is the product of the two levels'; experts are numbered group * b + expert. Only the gates of
+    the chosen groups are computed, so a token costs a + k[0] * b logits instead of a * b.
+
+    Weights: `kernel` and `noise_kernel`, `(D, a)`, of the first level; `group_kernel` and `group_noise_kernel`,
+    `(a, D, b)`, of the second. All start at zero.
+
+    Args:
+        num_experts: Pair (a, b), number of groups and of experts in each.
+        k: Pair, number of groups chosen and of experts in each of them.
+        kernel_initializer: Initializer of both levels' kernels. Default "zeros".
+        noise_kernel_initializer: Initializer of both levels' noise kernels. Default "zeros".
+        seed: Integer seed of the noise, or None.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: If either is no pair, or a k is out of range.
+
+    Example:
+
+    >>> gate = tf_moe.gates.Hierarchical(num_experts=(4, 8), k=(2, 2))
+    >>> gate(tf.random.normal([5, 16])).expert_index.shape
+    TensorShape([5, 4])
+
+    Reference: appendix B of Shazeer et al. (2017).
+    """
+
+    def __init__(
+        self,
+        num_experts: tuple[int, int],
+        k: tuple[int, int],
+        kernel_initializer: Initializer = "zeros",
+        noise_kernel_initializer: Initializer = "zeros",
+        seed: int | None = None,
+        **kwargs,
+    ):
+        num_experts, k = _pair(num_experts, "num_experts"), _pair(k, "k")
+        check_choice(num_experts[0], k[0], "num_experts[0]")
+        check_choice(num_experts[1], k[1], "num_experts[1]")
+        super().__init__(num_experts, k, seed=seed, **kwargs)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.noise_kernel_initializer = keras.initializers.get(noise_kernel_initializer)
+
+    def build(self, input_shape):
+        width, (groups, experts) = input_shape[-1], self.num_experts
+        for name, initializer in (
+            ("kernel", self.kernel_initializer),
+            ("noise_kernel", self.noise_kernel_initializer),
+        ):
+            first = self.add_weight(shape=(width, groups), initializer=initializer, name=name)
+            second = self.add_weight(
+                shape=(groups, width, experts), initializer=PerExpert(initializer, 1), name=f"group_{name}"
+            )
+            setattr(self, name, first)
+            setattr(self, f"group_{name}", second)
+
+    def call(self, inputs, mask=None, training=False) -> Routing:
+        group, group_weights, group_load = self._choose_groups(inputs, mask, training)
+        expert, expert_weights, expert_load = self._choose_experts(inputs, group, group_weights, training)
+        tokens = tf.shape(inputs)[0]
+        choices = self.k[0] * self.k[1]
+        index = tf.expand_dims(group * self.num_experts[1], -1) + expert  # (T, k0, k1)
+        index = tf.reshape(index, [tokens, choices])
+        weights = tf.reshape(tf.expand_dims(group_weights, -1) * expert_weights, [tokens, choices])
+        total = self.num_experts[0] * self.num_experts[1]
+        if training:
+            # Load_primary(i) * Load_i(j) / |X(i)|: the sum of the second level's loads alone would give the first
+            # level's gate no gradient.
+            sizes = count_by_expert(group_weights, group, self.num_experts[0])
+            share = tf.math.divide_no_nan(expert_load, tf.expand_dims(sizes, -1))
+            load = tf.reshape(tf.expand_dims(group_load, -1) * share, [total])
+        else:
+            load = count_by_expert(weights, index, total)
+        return Routing(index, weights, None, total_by_expert(weights, index, total), load)
+
+    def _choose_groups(self, inputs, mask, training):
+        """First level: groups and weights (T, k0), and in training the load (a,)."""
+        clean_logits = tf.matmul(inputs, self.kernel)
+        if not training:
+            index, weights = choose(clean_logits, code_tokens(inputs), self.k[0])
+            return index, mask_rows(weights, mask), None
+        noise = self.noise(tf.shape(clean_logits))
+        index, weights, probability = choose_noisy(clean_logits, tf.matmul(inputs, self.noise_kernel), noise, self.k[0])
+        return index, mask_rows(weights, mask), tf.reduce_sum(mask_rows(probability, mask), axis=0)
+
+    def _choose_experts(self, inputs, group, group_weights, training):
+        """Second level: experts and weights (T, k0, k1), and in training the loads (a, b)."""
+        groups, (k0, k1) = self.num_experts[0], self.k
+        tokens = tf.shape(inputs)[0]
+        flat_group = tf.reshape(tf.where(group_weights > 0, group, groups), [tokens * k0])
+        sent = group_by(flat_group, groups)
+
+        kernels = [tf.convert_to_tensor(self.group_kernel)]
+        if training:
+            kernels = [tf.concat([kernels[0], tf.convert_to_tensor(self.group_noise_kernel)], axis=-1)]
+        rows = take_rows(inputs, tf.math.floordiv(sent.order, k0), tf.reshape(sent.place, [tokens, k0]))
+        logits = apply_grouped(tf.matmul, rows, sent.counts, kernels)  # (T * k0, b or 2b) sorted by group
+        logits = take_rows(logits, sent.place, tf.expand_dims(sent.order, -1))  # in the order of the tokens
+
+        if training:
+            clean_logits, noise_logits = tf.split(logits, 2, axis=-1)
+            noise = self.noise(tf.shape(clean_logits))
+            index, weights, probability = choose_noisy(clean_logits, noise_logits, noise, k1)
+            load = tf.math.unsorted_segment_sum(probability, flat_group, groups + 1)[:groups]
+        else:
+            # Another code than the first level's, or equal tokens' ties would fall together on both levels.
+            code = tf.math.floordiv(tf.repeat(code_tokens(inputs), k0), groups)
+            index, weights = choose(logits, code, k1)
+            load = None
+        return tf.reshape(index, [tokens, k0, k1]), tf.reshape(weights, [tokens, k0, k1]), load
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "noise_kernel_initializer": keras.initializers.serialize(self.noise_kernel_initializer),
+        }
+
+
+def _pair(value, name: str) -> tuple[int, int]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError(
+            f"{name} must be a pair for two levels, such as num_experts=(16, 256), k=(2, 2). "
+            f"Received: {name}={value!r}."
+        )
+    return tuple(value)

@@ -1,0 +1,52 @@
+"""What a gate decides: which experts each token goes to, and with which weights."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+# Above this many experts the (T, E) matrix of gate values is not made for inspection.
+LARGEST_DENSE = 4096
+
+
+class Routing(NamedTuple):
+    """The decision of a gate for T tokens, K choices each, among E experts. All floats are float32.
+
+    A choice with zero weight is none: it takes no place in any expert. All choices of a masked token are such.
+
+    Attributes:
+        expert_index: Int32 `(T, K)`. For two levels a flat index, group * experts_per_group + expert.
+        combine_weights: `(T, K)`. What each chosen expert's output is multiplied with.
+        gates: `(T, E)`, the same as a matrix, or None. `SparseMoE.route` fills it in up to 4096 experts; nothing in
+            a forward pass needs it.
+        importance: `(E,)`, sum of the gate values over the tokens.
+        load: `(E,)`. In training the smooth estimate of the number of tokens; otherwise, the number.
+        loss: Scalar, a loss of the gate's own (the thresholds' of strictly balanced gating), 0 for most.
+    """
+
+    expert_index: tf.Tensor
+    combine_weights: tf.Tensor
+    gates: tf.Tensor | None
+    importance: tf.Tensor
+    load: tf.Tensor
+    loss: tf.Tensor | float = 0.0
+
+
+def total_by_expert(values: tf.Tensor, expert_index: tf.Tensor, num_experts: int) -> tf.Tensor:
+    """Sum of values over the assignments of each expert, `(E,)`. Both arguments are `(T, K)`."""
+    return tf.math.unsorted_segment_sum(tf.reshape(values, [-1]), tf.reshape(expert_index, [-1]), num_experts)
+
+
+def count_by_expert(combine_weights: tf.Tensor, expert_index: tf.Tensor, num_experts: int) -> tf.Tensor:
+    """Number of assignments of each expert, float32 `(E,)`, without gradient."""
+    assigned = tf.cast(tf.stop_gradient(combine_weights) > 0, tf.float32)
+    return total_by_expert(assigned, expert_index, num_experts)
+
+
+def dense_gates(routing: Routing, num_experts: int) -> tf.Tensor | None:
+    """The combine weights as a matrix `(T, E)`; None above 4096 experts."""
+    if num_experts > LARGEST_DENSE:
+        return None
+    tokens = tf.shape(routing.expert_index)[0]
+    row = tf.expand_dims(tf.range(tokens), -1) * num_experts
+    flat = total_by_expert(routing.combine_weights, row + routing.expert_index, tokens * num_experts)
+    return tf.reshape(flat, [tokens, num_experts])

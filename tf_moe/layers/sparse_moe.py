@@ -1,0 +1,309 @@
+"""The Sparsely-Gated Mixture-of-Experts layer."""
+
+import math
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from tf_moe import gates
+from tf_moe.dispatch import DROP_BY, Plan, capacity_of, dispatch_capacity, dispatch_sorted
+from tf_moe.experts import FeedForward, LayerBank
+from tf_moe.gates.routing import Routing, dense_gates
+from tf_moe.layers.balance import balance_metrics, measure_balance
+from tf_moe.losses import cv_squared
+
+
+@keras.saving.register_keras_serializable(package="tf_moe")
+class SparseMoE(keras.layers.Layer):
+    """Sparsely-Gated Mixture-of-Experts layer: every token is computed by k of many experts, chosen by a gate.
+
+    `y = sum_i G(x)_i E_i(x)` over the experts i that the gate G gives a weight; the others are not computed. The layer
+    works on each position of its input by itself, over all leading dimensions at once: after an LSTM with
+    `return_sequences=True` all time steps of the batch are one large batch for the experts.
+
+    Masked positions take no place in any expert, count in no loss and no statistic, and come back as zeros; the mask is
+    passed on. In training the layer adds its balance losses, `importance_weight * CV(importance)^2 + load_weight *
+    CV(load)^2`, over all unmasked positions. It logs `importance_cv`, `load_cv`, `max_over_mean_load` and
+    `dropped_fraction` as metrics that start with its name.
+
+    Args:
+        num_experts: Number of experts; or a pair (groups, experts in each group) for two levels.
+        expert_hidden: Width of the hidden layer of the built-in experts, each `activation(x W_1) W_2`. May be None with
+            `expert`, where it has no meaning.
+        k: Number of experts for each position, or a pair, for the two levels. Default 4.
+        gate: "noisy_top_k" (with a pair of experts, the hierarchical form of it), "strictly_balanced", or a
+            `tf_moe.gates.Gate` made for the same `num_experts` and `k`. Default "noisy_top_k".
+        importance_weight: Weight of the importance loss. Default 0.1, the paper's.
+        load_weight: Weight of the load loss. Default 0.1, the paper's.
+        capacity_factor: None, the default, drops nothing. A number gives every expert room for that many times its fair
+            share of the positions, in static shapes; what is beyond is dropped (the expert adds zero) and counted.
+        activation: Activation of the experts' hidden layer. Default "relu".
+        output_activation: Activation of the layer's output, after the sum over experts; the paper's language models
+            have "sigmoid". Default None.
+        use_bias: Whether the built-in experts have biases. Default False.
+        expert: None for the built-in experts; or a function without arguments that returns a new Keras layer or model
+            mapping width D to width D, called once for each expert; or a list of such layers.
+        recompute: Whether the experts' activations are computed again in the backward pass instead of kept. The routing
+            is not: same experts, same noise. Default False.
+        kernel_initializer: Initializer of each built-in expert's kernels. Default "glorot_uniform".
+        kernel_regularizer: Regularizer of the built-in experts' kernels. Default None.
+        kernel_constraint: Constraint of each built-in expert's kernels. Default None.
+        seed: Integer seed of the gate's noise, or None.
+        drop_by: With a `capacity_factor`, which positions a full expert drops: "position", the last ones, or "weight",
+            those with the lowest gate values. Default "position".
+        **kwargs: Arguments of `keras.layers.Layer`, such as `name` and `dtype`. Experts compute in the layer's dtype
+            policy; gate, losses and the sum over experts in float32 under any.
+
+    Raises:
+        ValueError: For any argument out of range, inputs that are not floating point or have rank under 2, an unknown
+            width, or a mask of another shape than the positions.
+
+    Call arguments:
+        inputs: Floating point, `(..., D)` with at least one leading dimension and D static.
+        mask: Optional bool, shaped as the leading dimensions.
+        training: Whether the gate draws noise and the losses are added.
+
+    Output shape:
+        As the input, `(..., D)`.
+
+    Example:
+
+    ```python
+    model = keras.Sequential([
+        keras.layers.Input((None,), dtype="int32"),
+        keras.layers.Embedding(10_000, 512, mask_zero=True),
+        tf_moe.layers.LSTM(512, return_sequences=True),
+        tf_moe.layers.SparseMoE(num_experts=256, expert_hidden=1024, k=4),
+        tf_moe.layers.LSTM(512, return_sequences=True),
+        keras.layers.Dense(10_000),
+    ])
+    ```
+
+    Reference: Shazeer et al. (2017), Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer,
+    sections 2 to 4 and appendices A, B, F (https://arxiv.org/abs/1701.06538).
+    """
+
+    def __init__(
+        self,
+        num_experts: int | tuple[int, int],
+        expert_hidden: int | None = None,
+        k: int | tuple[int, int] = 4,
+        gate: "str | gates.Gate" = "noisy_top_k",
+        importance_weight: float = 0.1,
+        load_weight: float = 0.1,
+        capacity_factor: float | None = None,
+        activation="relu",
+        output_activation=None,
+        use_bias: bool = False,
+        expert: Callable[[], keras.layers.Layer] | list[keras.layers.Layer] | None = None,
+        recompute: bool = False,
+        kernel_initializer="glorot_uniform",
+        kernel_regularizer=None,
+        kernel_constraint=None,
+        seed: int | None = None,
+        drop_by: str = "position",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_experts = tuple(num_experts) if isinstance(num_experts, list) else num_experts
+        self.k = tuple(k) if isinstance(k, list) else k
+        self._gate_name = gate if isinstance(gate, str) else None
+        self.gate = gates.get(gate, self.num_experts, self.k, seed)
+        self.expert_hidden = expert_hidden
+        self.importance_weight = _at_least_zero("importance_weight", importance_weight)
+        self.load_weight = _at_least_zero("load_weight", load_weight)
+        self.capacity_factor = capacity_factor
+        if capacity_factor is not None and not _is_number(capacity_factor, above=0):
+            raise ValueError(
+                "capacity_factor must be a positive number, or None to drop nothing. "
+                f"Received: capacity_factor={capacity_factor!r}."
+            )
+        if drop_by not in DROP_BY:
+            raise ValueError(f"drop_by must be one of {DROP_BY}. Received: drop_by={drop_by!r}.")
+        self.drop_by = drop_by
+        self.activation = keras.activations.get(activation)
+        self.output_activation = keras.activations.get(output_activation)
+        self.use_bias = use_bias
+        self.expert = expert
+        self.recompute = recompute
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.kernel_constraint = keras.constraints.get(kernel_constraint)
+        self.seed = seed
+        self.experts = self._make_experts()
+        self.balance_metrics = balance_metrics(self.name)
+        self.supports_masking = True
+        self.supports_jit = expert is None or capacity_factor is not None
+
+    @property
+    def total_experts(self) -> int:
+        """Number of experts over both levels."""
+        return math.prod(self.num_experts) if isinstance(self.num_experts, tuple) else self.num_experts
+
+    @property
+    def total_k(self) -> int:
+        """Number of experts for each position over both levels."""
+        return math.prod(self.k) if isinstance(self.k, tuple) else self.k
+
+    def _make_experts(self):
+        if self.expert is not None:
+            layers = self.expert
+            if callable(layers):
+                layers = [layers() for _ in range(self.total_experts)]
+            elif not isinstance(layers, (list, tuple)) or len(layers) != self.total_experts:
+                raise ValueError(
+                    "expert must be a function without arguments that returns a new layer, or a list of "
+                    f"{self.total_experts} layers, one for each expert. Received: expert={layers!r}."
+                )
+            return LayerBank(layers, self.recompute, dtype=self.dtype_policy)
+        hidden = self.expert_hidden
+        if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
+            raise ValueError(
+                "expert_hidden must be a positive integer, the width of the experts' hidden layer. "
+                f"Received: expert_hidden={hidden!r}."
+            )
+        return FeedForward(
+            self.total_experts,
+            hidden,
+            activation=self.activation,
+            use_bias=self.use_bias,
+            recompute=self.recompute,
+            kernel_initializer=self.kernel_initializer,
+            kernel_regularizer=self.kernel_regularizer,
+            kernel_constraint=self.kernel_constraint,
+            dtype=self.dtype_policy,
+        )
+
+    def build(self, input_shape):
+        if len(input_shape) < 2 or input_shape[-1] is None:
+            raise ValueError(
+                f"{type(self).__name__} needs inputs (..., D) of rank 2 or more with a static width D. "
+                f"Received: input shape {tuple(input_shape)}."
+            )
+        width = input_shape[-1]
+        self.gate.build((None, width))
+        self.experts.build((None, width))
+        self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: width})
+
+    def call(self, inputs, mask=None, training=False):
+        tokens, token_mask = self._flatten(inputs, mask)
+        routing = self.gate(tokens, mask=token_mask, training=training)
+        plan = self._plan(routing, tokens)
+        rows = plan.dispatch(tokens)
+        rows = self.experts(rows, plan.counts, capacity=plan.capacity)
+        outputs = tf.cast(plan.combine(rows, routing.combine_weights), self.compute_dtype)
+        outputs = self.output_activation(outputs)
+        if token_mask is not None:  # the output activation of zero need not be zero
+            outputs = tf.where(tf.expand_dims(token_mask, -1), outputs, tf.zeros([], outputs.dtype))
+        if training:
+            self.add_loss(self._balance_loss(routing))
+        self._update_metrics(routing, plan)
+        return tf.ensure_shape(tf.reshape(outputs, tf.shape(inputs)), inputs.shape)
+
+    def route(self, inputs, mask=None, training: bool = False) -> Routing:
+        """What the gate decides for these inputs, without computing any expert.
+
+        Args:
+            inputs: Floating point `(..., D)`, as in a call.
+            mask: Optional bool, shaped as the leading dimensions.
+            training: Whether the gate draws noise. Default False.
+
+        Returns:
+            A `Routing` over the T positions of the flattened leading dimensions, with `gates` filled in up to 4096
+            experts.
+        """
+        inputs = tf.convert_to_tensor(inputs)
+        if not self.built:
+            self.build(inputs.shape)
+        tokens, token_mask = self._flatten(inputs, mask)
+        routing = self.gate(tokens, mask=token_mask, training=training)
+        return routing._replace(gates=dense_gates(routing, self.total_experts))
+
+    def _flatten(self, inputs, mask):
+        """Inputs (..., D) -> tokens (T, D) and mask (T,)."""
+        _check_dtype(inputs)
+        if mask is not None:
+            mask = tf.cast(mask, tf.bool)
+            if not inputs.shape[:-1].is_compatible_with(mask.shape):
+                raise ValueError(
+                    "mask must have the shape of the inputs without the last dimension. "
+                    f"Received: mask {mask.shape}, inputs {inputs.shape}."
+                )
+            mask = tf.reshape(mask, [-1])
+        return tf.reshape(inputs, [-1, inputs.shape[-1]]), mask
+
+    def _plan(self, routing: Routing, tokens) -> Plan:
+        if self.capacity_factor is None:
+            return dispatch_sorted(routing.expert_index, routing.combine_weights, self.total_experts)
+        size = tf.shape(tokens)[0] if tokens.shape[0] is None else tokens.shape[0]
+        capacity = capacity_of(size, self.total_experts, self.total_k, self.capacity_factor)
+        return dispatch_capacity(
+            routing.expert_index, routing.combine_weights, self.total_experts, capacity, self.drop_by
+        )
+
+    def _balance_loss(self, routing: Routing):
+        loss = tf.cast(routing.loss, tf.float32)
+        loss += self.importance_weight * cv_squared(routing.importance)
+        return loss + self.load_weight * cv_squared(routing.load)
+
+    def _update_metrics(self, routing: Routing, plan: Plan):
+        assigned = tf.reduce_sum(plan.counts) + plan.dropped
+        values = measure_balance(routing.importance, routing.load, plan.dropped, assigned)
+        for name, value in values.items():
+            self.balance_metrics[name].update_state(tf.stop_gradient(value))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def compute_output_spec(self, inputs, mask=None, training=False):
+        _check_dtype(inputs)
+        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+
+    def get_config(self):
+        expert = self.expert and [keras.saving.serialize_keras_object(e) for e in self.experts.layers]
+        return {
+            **super().get_config(),
+            "num_experts": self.num_experts,
+            "expert_hidden": self.expert_hidden,
+            "k": self.k,
+            "gate": self._gate_name or keras.saving.serialize_keras_object(self.gate),
+            "importance_weight": self.importance_weight,
+            "load_weight": self.load_weight,
+            "capacity_factor": self.capacity_factor,
+            "activation": keras.activations.serialize(self.activation),
+            "output_activation": keras.activations.serialize(self.output_activation),
+            "use_bias": self.use_bias,
+            "expert": expert,
+            "recompute": self.recompute,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
+            "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
+            "seed": self.seed,
+            "drop_by": self.drop_by,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        if config.get("expert"):
+            config["expert"] = [keras.saving.deserialize_keras_object(e) for e in config["expert"]]
+        return cls(**config)
+
+
+def _check_dtype(inputs) -> None:
+    if not tf.as_dtype(inputs.dtype).is_floating:
+        raise ValueError(
+            "SparseMoE needs floating point inputs. "
+            f"Received: inputs of dtype {tf.as_dtype(inputs.dtype).name}. Embed or cast them first."
+        )
+
+
+def _is_number(value, above: float) -> bool:
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and above < value < math.inf
+
+
+def _at_least_zero(name: str, value: float) -> float:
+    if not (_is_number(value, above=0) or value == 0):
+        raise ValueError(f"{name} must be a number, 0 or more. Received: {name}={value!r}.")
+    return float(value)

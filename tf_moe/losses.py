@@ -1,0 +1,148 @@
+"""The balance losses of the paper (section 4 and appendix A) as pure functions, in float32."""
+
+import tensorflow as tf
+
+# Below this a noise of standard deviation is treated as this. It only keeps 0/0 out of the load estimate:
+# softplus reaches it near logits of -14, where the estimate is a step function already.
+_SMALLEST_STDDEV = 1e-6
+
+
+def cv_squared(x: tf.Tensor) -> tf.Tensor:
+    """Squared coefficient of variation: population variance over squared mean.
+
+    Args:
+        x: Tensor of any shape, cast to float32. Usually importance or load, `(E,)`.
+
+    Returns:
+        A float32 scalar, 0 where all entries are equal and also where their mean is 0 (an empty batch), with
+        finite gradients in both cases.
+
+    Example:
+
+    >>> float(cv_squared([1.0, 1.0, 4.0]))  # mean 2, variance 2
+    0.5
+
+    Reference: section 4, equation 7, of Shazeer et al. (2017).
+    """
+    x = tf.cast(x, tf.float32)
+    mean = tf.reduce_mean(x)
+    variance = tf.reduce_mean(tf.square(x - mean))
+    return tf.math.divide_no_nan(variance, tf.square(mean))
+
+
+def importance(gates: tf.Tensor) -> tf.Tensor:
+    """Importance of each expert: the batchwise sum of its gate values.
+
+    Args:
+        gates: Gate values `(T, E)`, zero where an expert is not chosen or a token is masked.
+
+    Returns:
+        Float32 `(E,)`.
+
+    Reference: section 4, equation 6, of Shazeer et al. (2017).
+    """
+    return tf.reduce_sum(tf.cast(gates, tf.float32), axis=0)
+
+
+def smooth_load(
+    clean_logits: tf.Tensor,
+    noisy_logits: tf.Tensor,
+    noise_stddev: tf.Tensor,
+    k: int,
+    mask: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Differentiable estimate of the number of tokens each expert receives.
+
+    For each token and expert it is the probability that the expert is among the k chosen when its own noise is drawn
+    again and the noise of all others stays; summed over the tokens.
+
+    Args:
+        clean_logits: Gate logits without noise, `(T, E)`.
+        noisy_logits: The same with the noise of this step, `(T, E)`.
+        noise_stddev: Standard deviation of that noise, `(T, E)`, positive.
+        k: Number of experts chosen for a token, 1 to E. With k = E all are chosen and every probability is 1.
+        mask: Optional bool `(T,)`; tokens where it is False count nothing.
+
+    Returns:
+        Float32 `(E,)`.
+
+    Raises:
+        ValueError: If k is not in 1..E.
+
+    Example:
+
+    >>> clean = tf.zeros([2, 3]); noisy = tf.constant([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])
+    >>> smooth_load(clean, noisy, tf.ones([2, 3]), k=1).shape
+    TensorShape([3])
+
+    Reference: appendix A of Shazeer et al. (2017).
+    """
+    clean_logits, noisy_logits, noise_stddev = (
+        tf.cast(x, tf.float32) for x in (clean_logits, noisy_logits, noise_stddev)
+    )
+    num_experts = clean_logits.shape[-1]
+    if not 1 <= k <= num_experts:
+        raise ValueError(f"k must be in 1..{num_experts}, the number of experts. Received: k={k}.")
+    highest = tf.math.top_k(noisy_logits, min(k + 1, num_experts)).values
+    probability = top_k_probability(clean_logits, noisy_logits, noise_stddev, highest, k)
+    if mask is not None:
+        probability = tf.where(tf.expand_dims(mask, -1), probability, 0.0)
+    return tf.reduce_sum(probability, axis=0)
+
+
+def threshold_loss(
+    scores: tf.Tensor, thresholds: tf.Tensor, chosen: tf.Tensor, mask: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Loss under which thresholds learn to let pass what a batchwise choice has chosen.
+
+    ```
+    sum_t sum_i (M_threshold(t, i) - chosen(t, i)) * (scores(t, i) - thresholds(i)) / number of tokens
+    ```
+
+    It is never negative, and 0 where both masks agree. The paper sums over tokens; the mean makes it independent of the
+    size of the batch, as the loss of the task is.
+
+    Args:
+        scores: Gate values before any choice, `(T, E)`.
+        thresholds: `(E,)`.
+        chosen: Bool `(T, E)`, the batchwise choice.
+        mask: Optional bool `(T,)`; tokens where it is False count nothing.
+
+    Returns:
+        A float32 scalar, 0 for a batch without tokens.
+
+    Reference: appendix F of Shazeer et al. (2017).
+    """
+    scores, thresholds = tf.cast(scores, tf.float32), tf.cast(thresholds, tf.float32)
+    above = tf.cast(scores > thresholds, tf.float32)
+    loss = tf.reduce_sum((above - tf.cast(chosen, tf.float32)) * (scores - thresholds), axis=-1)
+    counted = tf.ones_like(loss) if mask is None else tf.cast(mask, tf.float32)
+    return tf.math.divide_no_nan(tf.reduce_sum(loss * counted), tf.reduce_sum(counted))
+
+
+def top_k_probability(
+    clean_logits: tf.Tensor, noisy_logits: tf.Tensor, noise_stddev: tf.Tensor, highest: tf.Tensor, k: int
+) -> tf.Tensor:
+    """P(x, i) of appendix A: the probability that expert i stays or comes among the k chosen, its noise redrawn.
+
+    Args:
+        clean_logits: `(..., E)`.
+        noisy_logits: `(..., E)`.
+        noise_stddev: `(..., E)`.
+        highest: The k + 1 largest of `noisy_logits` in descending order, `(..., k + 1)` (or all E where k = E).
+        k: Number of experts chosen.
+
+    Returns:
+        `(..., E)`, between 0 and 1.
+    """
+    if k >= clean_logits.shape[-1]:
+        return tf.ones_like(clean_logits)
+    # The k-th highest with i left out: one of the chosen is compared with the best that was not chosen, and the
+    # others with the worst that was.
+    best_outside, worst_inside = highest[..., k : k + 1], highest[..., k - 1 : k]
+    threshold = tf.where(noisy_logits > best_outside, best_outside, worst_inside)
+    return _normal_cdf((clean_logits - threshold) / tf.maximum(noise_stddev, _SMALLEST_STDDEV))
+
+
+def _normal_cdf(x: tf.Tensor) -> tf.Tensor:
+    return 0.5 * tf.math.erfc(-x / 2**0.5)

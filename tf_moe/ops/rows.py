@@ -1,0 +1,70 @@
+"""Moving rows between the token order and the order of a buffer, by gathers in both directions.
+
+Legend: T tokens, K slots a token, S rows of the buffer, D width.
+
+The automatic gradient of a gather is a scatter: slower on every device, and on a mesh it collects the whole batch.
+Where the inverse of the movement is known, as it is here, the gradient is a gather again.
+"""
+
+import tensorflow as tf
+
+
+def take_rows(x: tf.Tensor, source: tf.Tensor, slot: tf.Tensor) -> tf.Tensor:
+    """Fill a buffer with rows of x: `buffer[s] = x[source[s]]`.
+
+    Args:
+        x: `(T, D)`.
+        source: Int32 `(S,)`, the row of x that buffer row s holds. A value outside 0..T-1 leaves zeros.
+        slot: Int32 `(T, K)`, the inverse: the K buffer rows that hold row t of x. A value outside 0..S-1 is no row.
+
+    Returns:
+        `(S, D)`.
+    """
+
+    @tf.custom_gradient
+    def take(x):
+        def gradient(d_buffer):
+            return tf.reduce_sum(gather_or_zero(d_buffer, slot), axis=1)
+
+        return gather_or_zero(x, source), gradient
+
+    return take(x)
+
+
+def sum_rows(buffer: tf.Tensor, weights: tf.Tensor, source: tf.Tensor, slot: tf.Tensor) -> tf.Tensor:
+    """Weighted sum of each token's buffer rows: `y[t] = sum_k weights[t, k] * buffer[slot[t, k]]`, in float32.
+
+    Args:
+        buffer: `(S, D)`.
+        weights: Float32 `(T, K)`.
+        source: Int32 `(S,)`, the inverse of `slot` over assignments: row s is read by assignment `source[s]`, which is
+            `t * K + k`. A value outside 0..T*K-1 is a row that nobody reads.
+        slot: Int32 `(T, K)`. A value outside 0..S-1 contributes nothing.
+
+    Returns:
+        Float32 `(T, D)`.
+    """
+
+    @tf.custom_gradient
+    def combine(buffer, weights):
+        rows = tf.cast(gather_or_zero(buffer, slot), tf.float32)  # (T, K, D)
+
+        def gradient(dy):
+            choices = tf.shape(slot)[1]
+            row_weight = tf.expand_dims(gather_or_zero(tf.reshape(weights, [-1]), source), -1)  # (S, 1)
+            d_buffer = row_weight * gather_or_zero(dy, tf.math.floordiv(source, choices))
+            return tf.cast(d_buffer, buffer.dtype), tf.einsum("td,tkd->tk", dy, rows)
+
+        return tf.einsum("tk,tkd->td", weights, rows), gradient
+
+    return combine(buffer, weights)
+
+
+def gather_or_zero(x: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """Rows `x[index]`, zeros where an index is outside x. Devices differ there."""
+    size = tf.shape(x)[0]
+    inside = tf.logical_and(index >= 0, index < size)
+    rows = tf.gather(x, tf.clip_by_value(index, 0, tf.maximum(size - 1, 0)))
+    for _ in range(x.shape.rank - 1):
+        inside = tf.expand_dims(inside, -1)
+    return tf.where(inside, rows, tf.zeros([], x.dtype))
