@@ -1,0 +1,82 @@
+"""Batches of sentences, those of like length together."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tf_moe.text.pipeline import encoded_lines, next_token_pairs, weighted
+from tf_moe.text.text import Text
+from tf_moe.text.vocabulary import Vocabulary
+
+
+def sentence_batches(
+    text: Text,
+    vocabulary: Vocabulary,
+    batch_size: int,
+    *,
+    boundaries: Sequence[int] = (*range(4, 65, 4), 96, 128, 256),
+    max_length: int | None = None,
+    shuffle_buffer: int = 0,
+    seed: int | None = None,
+) -> tf.data.Dataset:
+    """One sentence a row: in go `</s>`, which begins it, and its tokens; out come its tokens and `</s>`.
+
+    Every token of a line and its `</s>` is a target exactly once. Blank lines are no sentences and left out.
+
+    Args:
+        text: What to read, as a stream: it may be larger than memory.
+        vocabulary: Gives the ids.
+        batch_size: Rows, B. At the end of the text rows of padding fill up the last batch of each bucket.
+        boundaries: Rising lengths (in tokens, `</s>` counted) that part the buckets: a batch holds sentences
+            of at least one boundary and less than the next. With the default 7 % of a batch of news is
+            padding.
+        max_length: A longer sentence goes on in a further row, which begins with the last token of the row
+            before instead of `</s>`. Default None: the longest sentence decides how much memory its batch
+            takes.
+        shuffle_buffer: Rows held at a time to draw from; every epoch has another order. Default 0: buckets
+            are filled in the order of the text.
+        seed: Makes a new dataset repeat the orders, epoch for epoch. Default None: they differ.
+
+    Returns:
+        A dataset of (inputs, targets, weights), each [B, T], int32, int32, float32; T is the longest row of
+        the batch. Padding is id 0 in inputs, as `keras.layers.Embedding(mask_zero=True)` expects, and in
+        targets, with weight 0. The number of batches is not known before the first epoch ends: Keras warns
+        there that the data ran out, unless one counts them and applies `tf.data.experimental.assert_cardinality`.
+        For means over tokens see `contiguous_batches`.
+
+    Raises:
+        ValueError: `batch_size` or `max_length` below 1, `shuffle_buffer` below 0, `boundaries` not rising.
+
+    Example:
+        >>> train = tf_moe.text.sentence_batches(corpus.train, vocabulary, 64, shuffle_buffer=10_000)
+    """
+    if batch_size < 1 or shuffle_buffer < 0 or (max_length is not None and max_length < 1):
+        raise ValueError(
+            "batch_size and max_length must be at least 1, shuffle_buffer at least 0. "
+            f"Received: batch_size={batch_size}, max_length={max_length}, shuffle_buffer={shuffle_buffer}"
+        )
+    boundaries = list(boundaries)
+    if not boundaries or boundaries != sorted({*boundaries}) or boundaries[0] < 1:
+        raise ValueError(f"boundaries must be rising and at least 1. Received: boundaries={boundaries}")
+
+    blocks = encoded_lines(text, vocabulary).map(lambda lines: _rows(lines, max_length))
+    # tf.identity makes a tensor of a ragged tensor's one row, which could not be padded.
+    rows = blocks.unbatch().map(tf.identity)
+    if shuffle_buffer:
+        rows = rows.shuffle(shuffle_buffer, seed=seed, reshuffle_each_iteration=True)
+    batches = rows.bucket_by_sequence_length(
+        lambda pairs: tf.shape(pairs)[0],
+        bucket_boundaries=boundaries,
+        bucket_batch_sizes=[batch_size] * (len(boundaries) + 1),
+    )
+    return weighted(batches, batch_size)
+
+
+def _rows(lines: tf.RaggedTensor, max_length: int | None) -> tf.RaggedTensor:
+    """Pairs of input and target [rows, None, 2] of encoded lines, at most `max_length` in a row."""
+    lines = tf.ragged.boolean_mask(lines, lines.row_lengths() > 1)  # a blank line has its </s> only
+    splits = lines.row_splits
+    if max_length is not None:
+        starts = tf.ragged.range(splits[:-1], splits[1:], max_length).flat_values
+        splits = tf.concat([starts, splits[-1:]], axis=0)
+    return tf.RaggedTensor.from_row_splits(next_token_pairs(lines), splits)
