@@ -5,9 +5,10 @@ import os
 import keras
 import numpy as np
 import tensorflow as tf
+from absl.testing import parameterized
 
 
-class TestCase(tf.test.TestCase):
+class TestCase(parameterized.TestCase, tf.test.TestCase):
     """tf.test.TestCase reseeds TensorFlow; this adds a NumPy generator with a fresh seed each run.
 
     `TEST_SEED=n python -m pytest ...` repeats a run; the seed is printed when a test fails.

@@ -38,12 +38,16 @@ class Gate(keras.layers.Layer):
         self.k = k
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
+        self.supports_masking = True
 
     def build(self, input_shape):
         raise NotImplementedError(f"{type(self).__name__} must create its weights in build(input_shape).")
 
     def call(self, inputs: tf.Tensor, mask: tf.Tensor | None = None, training: bool = False) -> Routing:
         raise NotImplementedError(f"{type(self).__name__} must implement call(inputs, mask, training).")
+
+    def compute_mask(self, inputs, mask=None):
+        return None  # a Routing has used up the mask: masked tokens are those with zero weights
 
     def noise(self, shape: tf.Tensor) -> tf.Tensor:
         """Standard normal float32 numbers, new in every call."""

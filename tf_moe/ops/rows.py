@@ -61,10 +61,20 @@ def sum_rows(buffer: tf.Tensor, weights: tf.Tensor, source: tf.Tensor, slot: tf.
 
 
 def gather_or_zero(x: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """Rows `x[index]`, zeros where an index is outside x. Devices differ there."""
-    size = tf.shape(x)[0]
+    """Rows `x[index]`, zeros where an index is outside x. It has no gradient of its own: see the functions above."""
+    size = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
     inside = tf.logical_and(index >= 0, index < size)
-    rows = tf.gather(x, tf.clip_by_value(index, 0, tf.maximum(size - 1, 0)))
     for _ in range(x.shape.rank - 1):
         inside = tf.expand_dims(inside, -1)
-    return tf.where(inside, rows, tf.zeros([], x.dtype))
+
+    def gather():
+        # Devices differ on what an index outside gives, so none is passed on.
+        rows = tf.gather(x, tf.clip_by_value(index, 0, size - 1))
+        return tf.where(inside, rows, tf.zeros([], x.dtype))
+
+    def nothing():
+        return tf.zeros(tf.concat([tf.shape(index), tf.shape(x)[1:]], 0), x.dtype)
+
+    if isinstance(size, int):
+        return gather() if size else nothing()
+    return tf.cond(size > 0, gather, nothing)
