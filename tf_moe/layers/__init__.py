@@ -1,5 +1,6 @@
 """Keras layers."""
 
+from tf_moe.layers.lstm import LSTM
 from tf_moe.layers.sparse_moe import SparseMoE
 
-__all__ = ["SparseMoE"]
+__all__ = ["LSTM", "SparseMoE"]

@@ -182,8 +182,9 @@ class SparseMoE(keras.layers.Layer):
                 f"Received: input shape {tuple(input_shape)}."
             )
         width = input_shape[-1]
-        self.gate.build((None, width))
-        self.experts.build((None, width))
+        for part in (self.gate, self.experts):
+            if not part.built:  # a gate may be shared with another layer
+                part.build((None, width))
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: width})
 
     def call(self, inputs, mask=None, training=False):

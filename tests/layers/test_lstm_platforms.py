@@ -1,0 +1,147 @@
+"""The layer compiled by XLA, on a DTensor mesh, and in the hands of another process."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.base import TestCase
+from tf_moe.layers.lstm import LSTM
+
+B, T, D, UNITS = 4, 6, 3, 5
+ROOT = pathlib.Path(__file__).parents[2]
+
+ON_A_MESH = """
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.experimental import dtensor
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+from tf_moe.layers.lstm_gates import gates_for
+from tf_moe.layers.recurrence import lstm_scan
+from tf_moe.layers.recurrence_buffers import StaticBuffers, buffers_for
+
+mesh = dtensor.create_mesh([("shard", 2)], devices=["CPU:0", "CPU:1"])
+rng = np.random.default_rng(0)
+T, B, D, UNITS, P = 6, 4, 3, 5, 2
+shapes = [(T, B, D), (B, P), (B, UNITS), (D, 4 * UNITS), (P, 4 * UNITS), (UNITS, P)]
+arrays = [rng.standard_normal(shape).astype("float32") for shape in shapes]
+mask = rng.random((T, B)) < 0.7
+gates = gates_for(keras.activations.tanh, keras.activations.sigmoid)
+
+
+def step(x, h, c, kernel, recurrent, projection, mask):
+    arguments = [x, h, c, kernel, recurrent, projection]
+    with tf.GradientTape() as tape:
+        tape.watch(arguments)
+        z = tf.einsum("tbd,dk->tbk", x, kernel)
+        hs, h, c = lstm_scan(z, recurrent, h, c, projection, gates=gates, mask=mask, buffers=StaticBuffers)
+        loss = tf.reduce_sum(hs**2) + tf.reduce_sum(h * 3) + tf.reduce_sum(c)
+    return [hs, h, c], tape.gradient(loss, arguments)
+
+
+def place(array, axis):
+    layout = dtensor.Layout([("shard" if n == axis else dtensor.UNSHARDED) for n in range(array.ndim)], mesh)
+    replicated = dtensor.Layout.replicated(mesh, array.ndim)
+    return dtensor.relayout(dtensor.copy_to_mesh(tf.constant(array), replicated), layout)
+
+
+def whole(x):
+    return dtensor.relayout(x, dtensor.Layout.replicated(mesh, x.shape.rank)).numpy()
+
+
+for jit in (False, True):
+    expected = step(*map(tf.constant, arrays), tf.constant(mask))
+    axes = [1, 0, 0, None, None, None]
+    found = tf.function(step, jit_compile=jit)(*map(place, arrays, axes), place(mask, 1))
+    for a, b in zip(tf.nest.flatten(expected), tf.nest.flatten(found), strict=True):
+        np.testing.assert_allclose(whole(b), a, rtol=1e-5, atol=1e-5)
+layout = dtensor.fetch_layout(found[0][0])
+assert layout.sharding_specs[1] == "shard", layout
+
+replicated = dtensor.Layout.replicated(mesh, 1)
+variable = dtensor.DVariable(dtensor.copy_to_mesh(tf.zeros([2]), replicated))
+assert buffers_for(variable) is StaticBuffers
+print("passed")
+"""
+
+
+def python(script, *arguments):
+    """Run a script in a fresh process and return what it prints; a failure shows what it wrote."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION": "0"}
+    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    if done.returncode:
+        raise AssertionError(done.stderr[-4000:])
+    return done.stdout
+
+
+class LstmPlatformsTest(TestCase):
+    def test_xla(self):
+        some = tf.constant(self.rng.random((B, T)) < 0.6)
+        for mask, options in ((None, {}), (some, {"projection": 2, "go_backwards": True})):
+            layer = LSTM(UNITS, return_sequences=True, return_state=True, use_cudnn=False, **options)
+            layer.build((B, T, D))
+            inputs = tf.constant(self.normal(B, T, D))
+
+            def step(inputs, layer=layer, mask=mask):
+                with tf.GradientTape() as tape:
+                    outputs = layer(inputs, mask=mask, training=True)
+                    loss = tf.add_n([tf.reduce_sum(x**2) for x in outputs])
+                return outputs, tape.gradient(loss, [w.value for w in layer.trainable_weights])
+
+            with self.subTest(masked=mask is not None, **options):
+                self.assertAllClose(tf.function(step, jit_compile=True)(inputs), step(inputs), rtol=1e-5, atol=1e-5)
+
+    def test_fit_under_xla(self):
+        layer = LSTM(UNITS, projection=2, use_cudnn=False)
+        self.assertTrue(layer.supports_jit)
+        model = keras.Sequential([keras.Input((T, D)), layer])
+        model.compile("adam", "mse", jit_compile=True)
+        history = model.fit(self.normal(4, T, D), np.zeros((4, 2)), epochs=2, batch_size=4, verbose=0)
+        self.assertTrue(np.isfinite(history.history["loss"]).all())
+
+    def test_a_mesh_of_two_devices(self):
+        self.assertIn("passed", python(ON_A_MESH))
+
+    @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras to h5py
+    def test_a_fresh_process_loads_what_was_saved_and_exported(self):
+        folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        model = keras.Sequential(
+            [
+                keras.Input((None, D)),
+                keras.layers.Masking(),
+                LSTM(UNITS, projection=2, return_sequences=True, recurrent_dropout=0.1),
+                keras.layers.Bidirectional(LSTM(UNITS)),
+            ]
+        )
+        inputs = self.normal(B, T, D)
+        inputs[1, 4:] = 0.0
+        expected = model(inputs).numpy()
+        model.save(folder / "model.keras")
+        model.export(folder / "exported", verbose=False)
+        np.save(folder / "inputs.npy", inputs)
+        np.save(folder / "expected.npy", expected)
+        script = """
+            import pathlib, sys
+            import keras, numpy as np, tensorflow as tf
+            folder = pathlib.Path(sys.argv[1])
+            inputs, expected = np.load(folder / "inputs.npy"), np.load(folder / "expected.npy")
+            exported = tf.saved_model.load(str(folder / "exported"))  # without our code
+            np.testing.assert_allclose(exported.serve(inputs), expected, rtol=1e-5, atol=1e-5)
+            import tf_moe.layers.lstm
+            model = keras.models.load_model(folder / "model.keras")
+            np.testing.assert_allclose(model(inputs), expected, rtol=1e-5, atol=1e-5)
+            print("passed")
+        """
+        self.assertIn("passed", python(script, folder))

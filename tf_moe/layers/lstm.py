@@ -1,0 +1,209 @@
+"""The LSTM layer: Keras's arguments, weights and numbers, a loop of its own, and the paper's projection."""
+
+import keras
+import tensorflow as tf
+
+from tf_moe.layers.lstm_cell import LSTMCell
+from tf_moe.layers.lstm_gates import gates_for
+from tf_moe.layers.recurrence import lstm_scan
+from tf_moe.layers.recurrence_buffers import buffers_for
+
+# The arguments of keras.layers.LSTM that describe its cell; the others are the layer's.
+_CELL_ARGUMENTS = {
+    "activation", "recurrent_activation", "use_bias", "unit_forget_bias",
+    "dropout", "recurrent_dropout", "seed", "implementation",
+    "kernel_initializer", "recurrent_initializer", "bias_initializer",
+    "kernel_regularizer", "recurrent_regularizer", "bias_regularizer",
+    "kernel_constraint", "recurrent_constraint", "bias_constraint",
+}  # fmt: skip
+
+
+@keras.saving.register_keras_serializable(package="tf_moe")
+class LSTM(keras.layers.LSTM):
+    """Long short-term memory with an optional recurrent projection; a faster twin of keras.layers.LSTM.
+
+    The same weights give what keras.layers.LSTM gives, and weights move between the two. The loop is written for
+    training: products that do not wait for the previous step are one product for all steps, the gradient is
+    written by hand, XLA compiles it (`jit_compile=True`), and its variables may live on a DTensor mesh.
+
+    Args:
+        units: Positive integer. Width of the cell state, and of the output if `projection` is None.
+        projection: Positive integer or None (default). If given, h_t = (o_t * act(c_t)) @ projection_kernel is
+            the output and the recurrent state, of this width; the paper's LSTM-2048-512 is
+            LSTM(2048, projection=512).
+        projection_initializer: Initializer of `projection_kernel` [units, projection]. Default "glorot_uniform".
+        projection_regularizer: Regularizer of `projection_kernel`. Default None.
+        projection_constraint: Constraint of `projection_kernel`. Default None.
+        use_cudnn: "auto" (default), True or False. Not False: leave the loop to Keras where Keras would run cuDNN
+            (a GPU, tanh and sigmoid, a bias, no recurrent dropout, no unroll) and there is no projection; XLA is
+            then off, as in Keras. True raises, as in Keras, where cuDNN cannot run.
+        **kwargs: The other arguments of keras.layers.LSTM, with its defaults, by keyword. `unroll=True` asks for
+            a static time length, as in Keras, but the loop stays a loop: it is not what costs time here.
+
+    Call arguments:
+        sequences: [B, T, D] floats. T may be 0: the output is then zero and the state as it was.
+        initial_state: [h [B, projection or units], c [B, units]] or None (default) for zeros.
+        mask: [B, T] booleans or None (default). A False step leaves the state as it was.
+        training: Boolean. Whether dropout is on. Default False. With True the loop also keeps what the backward
+            pass needs; a gradient taken with False is the same, but runs the forward loop twice.
+
+    Returns:
+        [B, P] or, with return_sequences=True, [B, T, P], in the compute dtype; P is `projection` or `units`.
+        With return_state=True a tuple of it, h [B, P] and c [B, units].
+
+    Raises:
+        ValueError: If `projection` is neither None nor a positive integer, or is given with use_cudnn=True, or
+            `use_cudnn` is none of its three values.
+
+    Example:
+        >>> LSTM(2048, projection=512, return_sequences=True)(tf.zeros([2, 20, 512])).shape
+        TensorShape([2, 20, 512])
+
+    Reference:
+        Sak, Senior & Beaufays 2014, section 2 (the LSTMP); used by Shazeer et al. 2017, appendix C.
+    """
+
+    def __init__(
+        self,
+        units: int,
+        projection: int | None = None,
+        projection_initializer="glorot_uniform",
+        projection_regularizer=None,
+        projection_constraint=None,
+        use_cudnn: bool | str = "auto",
+        **kwargs,
+    ):
+        if use_cudnn not in ("auto", True, False):
+            raise ValueError(f"Received: use_cudnn={use_cudnn!r}. Pass 'auto', True or False.")
+        if use_cudnn is True and projection is not None:
+            raise ValueError(
+                f"cuDNN's LSTM has no projection here. Received: projection={projection}, use_cudnn=True. "
+                "Pass use_cudnn='auto' or False."
+            )
+        cell = LSTMCell(
+            units,
+            projection,
+            projection_initializer,
+            projection_regularizer,
+            projection_constraint,
+            name="lstm_cell",
+            dtype=kwargs.get("dtype"),
+            trainable=kwargs.get("trainable", True),
+            **{name: kwargs.pop(name) for name in _CELL_ARGUMENTS & set(kwargs)},
+        )
+        # Not super().__init__: that of keras.layers.LSTM would make, and track for ever, a cell of its own.
+        keras.layers.RNN.__init__(self, cell, **kwargs)
+        self.input_spec = keras.layers.InputSpec(ndim=3)
+        self.use_cudnn = use_cudnn
+        # cuDNN's operations are not XLA's.
+        self.supports_jit = not self._uses_cudnn()
+
+    def call(self, sequences, initial_state=None, mask=None, training=False):
+        if sequences.shape[1] != 0:
+            return super().call(sequences, initial_state=initial_state, mask=mask, training=training)
+        # Keras looks at the first step. Without any, one masked step has the right effect: none.
+        sequences = tf.pad(sequences, [[0, 0], [0, 1], [0, 0]])
+        mask = tf.zeros_like(sequences[:, :, 0], tf.bool)
+        outputs = super().call(sequences, initial_state=initial_state, mask=mask, training=training)
+        if not self.return_sequences:
+            return outputs
+        return (outputs[0][:, :0], *outputs[1:]) if self.return_state else outputs[:, :0]
+
+    def inner_loop(self, sequences, initial_state, mask, training=False):
+        if self.use_cudnn is True or self._uses_cudnn():
+            return super().inner_loop(sequences, initial_state, mask, training=training)
+        cell, mask = self.cell, _time_major(mask)
+        buffers = buffers_for(cell.recurrent_kernel._value)  # `value` may be a copy in another dtype
+        sequences = tf.transpose(tf.cast(sequences, self.compute_dtype), [1, 0, 2])
+        if self.go_backwards:
+            sequences, mask = buffers.reverse(sequences), None if mask is None else buffers.reverse(mask)
+        z = self._input_product(sequences, training)
+        dropout = (
+            cell.get_recurrent_dropout_mask(initial_state[0]) if _drops(cell.recurrent_dropout, training) else None
+        )
+        outputs, h, c = lstm_scan(
+            z,
+            tf.convert_to_tensor(cell.recurrent_kernel),
+            *initial_state,
+            None if cell.projection is None else tf.convert_to_tensor(cell.projection_kernel),
+            gates=gates_for(cell.activation, cell.recurrent_activation),
+            mask=mask,
+            dropout=dropout,
+            buffers=buffers,
+            keep=bool(training),
+        )
+        last = h
+        if mask is not None:
+            # As in Keras: the output before the first step that counts is zero, whatever the initial state.
+            shown = mask if self.zero_output_for_mask else tf.cumsum(tf.cast(mask, tf.int32)) > 0
+            outputs = tf.where(tf.expand_dims(shown, -1), outputs, tf.zeros_like(outputs))
+            last = tf.where(tf.expand_dims(tf.reduce_any(shown[-1:], 0), -1), h, tf.zeros_like(h))
+        return last, tf.transpose(outputs, [1, 0, 2]), [h, c]
+
+    def _input_product(self, sequences, training):
+        """The input's part of the gates for all steps, [T, B, D] -> [T, B, 4*units]."""
+        kernel, dropout = tf.convert_to_tensor(self.cell.kernel), None
+        if _drops(self.cell.dropout, training):
+            dropout = self.cell.get_dropout_mask(tf.gather(sequences, 0))
+        if isinstance(dropout, list):  # implementation 1: a mask for each gate
+            gates = zip(dropout, tf.split(kernel, 4, axis=1), strict=True)
+            parts = [tf.einsum("tbd,dk->tbk", sequences * m, part) for m, part in gates]
+            z = tf.concat(parts, axis=-1)
+        else:
+            dropped = sequences if dropout is None else sequences * dropout
+            z = tf.einsum("tbd,dk->tbk", dropped, kernel)
+        return z if self.cell.bias is None else tf.nn.bias_add(z, tf.convert_to_tensor(self.cell.bias))
+
+    def _uses_cudnn(self):
+        """Whether keras.layers.LSTM would run on cuDNN here, and this layer can let it."""
+        return (
+            self.use_cudnn in ("auto", True)
+            and self.cell.projection is None
+            and self.cell.activation is keras.activations.tanh
+            and self.cell.recurrent_activation is keras.activations.sigmoid
+            and self.cell.use_bias
+            and not self.cell.recurrent_dropout
+            and not (self.cell.dropout and self.cell.implementation == 1)  # Keras 3.15 crashes on its four masks
+            and not self.unroll
+            and bool(tf.config.list_physical_devices("GPU"))
+        )
+
+    @property
+    def projection(self):
+        return self.cell.projection
+
+    @property
+    def projection_initializer(self):
+        return self.cell.projection_initializer
+
+    @property
+    def projection_regularizer(self):
+        return self.cell.projection_regularizer
+
+    @property
+    def projection_constraint(self):
+        return self.cell.projection_constraint
+
+    def get_config(self):
+        names = ("projection", "projection_initializer", "projection_regularizer", "projection_constraint")
+        cell = self.cell.get_config()
+        return {
+            **super().get_config(),
+            **{name: cell[name] for name in names},
+            "implementation": self.cell.implementation,
+            "use_cudnn": self.use_cudnn,
+        }
+
+
+def _drops(rate, training):
+    return bool(training) and 0.0 < rate < 1.0
+
+
+def _time_major(mask):
+    """A mask [B, T] or [B, T, 1] of any dtype, or a list whose first is one, as booleans [T, B]; or None."""
+    if isinstance(mask, (list, tuple)):
+        mask = mask[0]
+    if mask is None:
+        return None
+    mask = tf.cast(mask, tf.bool)
+    return tf.transpose(mask if len(mask.shape) == 2 else tf.squeeze(mask, -1))
