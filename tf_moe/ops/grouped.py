@@ -2,10 +2,14 @@
 
 Legend: S rows, G groups, C places a group, D width in, O width out.
 
-No one way is best at all loads. A batched product over groups padded to the largest load is the fastest while loads are
-nearly even, and collapses when one group is hot. A loop over the groups that have rows, each with just its own, costs
-the same at any loads, but has an overhead for every group. So the loads of each step choose. XLA can have neither,
-since their shapes depend on the loads: there a block of a fixed size and a loop over fixed chunks do the same work.
+Neither of the two obvious ways is good at all loads. A batched product over groups padded to the largest load collapses
+when one group is hot; a loop over the groups has an overhead for every group. So: the first C rows of every group go
+through one batched product, the block, and what the hot groups have beyond it goes through a loop, which makes as many
+turns as the loads of the step need, often none. Nothing is dropped. With C = 0 the loop does everything, and groups
+without rows cost nothing.
+
+The loop has two forms. `HotGroups` takes each hot group's rows at once, exactly as many as there are, and lets the
+loads choose C. `Chunks` is for XLA: all its shapes follow from S and G.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,21 +17,14 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from tf_moe.ops.block import from_block, make_block, to_block
-from tf_moe.ops.grouped_loop import loop_groups
-from tf_moe.ops.grouped_static import block_and_chunks
+from tf_moe.ops.chunks import Chunks
+from tf_moe.ops.hot_groups import HotGroups
 from tf_moe.ops.recompute import recompute as keep_nothing
 from tf_moe.ops.xla import compiled_by_xla
 
-# Measured on two CPU cores: below this much padding the batched product wins over the loop.
-_MOST_PADDING = 1.5
-# Fewer rows a group than this, and reading all the weights for a batched product costs more than looping.
-_FEWEST_ROWS = 2
-
-Function = Callable[..., tf.Tensor]
-
 
 def apply_grouped(
-    function: Function,
+    function: Callable[..., tf.Tensor],
     rows: tf.Tensor,
     counts: tf.Tensor,
     weights: Sequence[tf.Tensor],
@@ -38,7 +35,7 @@ def apply_grouped(
     Args:
         function: `function(stack, *slices)` maps `(g, n, D)` and slices `(g, ...)` of the weights to `(g, n, O)` for
             any g and n, each row by itself, and maps zero rows to something finite. It draws nothing and has no side
-            effects: it may be called again in the backward pass.
+            effects: for the rows in the loop it is called again in the backward pass.
         rows: `(S, D)`, sorted by group; rows after the last group's are not looked at.
         counts: Int32 `(G,)` with G static, rows of each group; they sum to at most S.
         weights: Tensors `(G, ...)`.
@@ -47,16 +44,26 @@ def apply_grouped(
     Returns:
         `(S, O)`, sorted as the rows are; zero after the last group's rows.
     """
-    batched = keep_nothing(function) if recompute else function
-    if compiled_by_xla():
-        return block_and_chunks(function, batched, rows, counts, weights)
-    size, num_groups = tf.shape(rows)[0], counts.shape[0]
-    largest = tf.reduce_max(counts)
-    places = tf.cast(largest, tf.float32) * num_groups
-    even = tf.logical_and(places <= _MOST_PADDING * tf.cast(size, tf.float32), size >= _FEWEST_ROWS * num_groups)
+    in_block = keep_nothing(function) if recompute else function
+    size = tf.shape(rows)[0]
+    beyond = Chunks(counts, size) if compiled_by_xla() else HotGroups(counts)
+    block = make_block(counts, size, beyond.capacity)
 
-    def padded():
-        block = make_block(counts, size, largest)
-        return from_block(batched(to_block(rows, block), *weights), block)
+    @tf.custom_gradient
+    def apply(rows, *weights):
+        # By hand, so that the loop's gradients are added to the block's in place. The automatic gradient of a loop
+        # would add a whole stack of weight gradients in every turn.
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch([rows, *weights])
+            output = from_block(in_block(to_block(rows, block), *weights), block)
 
-    return tf.cond(tf.logical_or(even, size == 0), padded, lambda: loop_groups(function, rows, counts, weights))
+        def gradient(d_output):
+            d_rows, *d_weights = tape.gradient(
+                output, [rows, *weights], d_output, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
+            d_rows, d_weights = beyond.add_gradients(function, rows, weights, d_output, d_rows, d_weights)
+            return d_rows, *d_weights
+
+        return beyond.add_outputs(function, rows, weights, output), gradient
+
+    return apply(rows, *weights)

@@ -1,0 +1,83 @@
+"""Parameters and arithmetic of a network by the paper's counting rule, from its built Keras layers."""
+
+import math
+from typing import NamedTuple
+
+import keras
+
+from tf_moe.layers import SparseMoE
+
+
+class Counts(NamedTuple):
+    """What a network costs.
+
+    Attributes:
+        parameters: Number of weights, biases left out.
+        multiply_adds: Multiply-adds of the forward pass for one time step.
+    """
+
+    parameters: int
+    multiply_adds: int
+
+
+def count(model: keras.Model) -> Counts:
+    """Parameters and multiply-adds a time step of a built model, without its embedding and its softmax.
+
+    The paper's rule: multiply-adds, no biases; an LSTM 4 h (in + recurrent) plus its projection; a dense layer in times
+    out; a mixture of experts k times one expert plus both matrices of the gate, W_g and W_noise. Elementwise work is
+    left out. The softmax is taken to be the last layer with weights.
+
+    Args:
+        model: A built Keras model of embedding, recurrent, dense and SparseMoE layers, in the order they are called.
+
+    Raises:
+        ValueError: If a layer with weights is of a kind that the rule does not cover.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.layers.Input((None, 4)), keras.layers.Dense(8), keras.layers.Dense(100)])
+    >>> count(model)  # the last layer is the softmax
+    Counts(parameters=32, multiply_adds=32)
+
+    Reference: the columns ops/timestep and #Params of table 7 of Shazeer et al. (2017).
+    """
+    with_weights = [layer for layer in _leaves(model) if layer.weights]
+    counts = [_count_layer(layer) for layer in with_weights[:-1] if not isinstance(layer, keras.layers.Embedding)]
+    return Counts(sum(c.parameters for c in counts), sum(c.multiply_adds for c in counts))
+
+
+def _leaves(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers of a model and of the models among them."""
+    return [leaf for layer in model.layers for leaf in (_leaves(layer) if isinstance(layer, keras.Model) else [layer])]
+
+
+def _count_layer(layer: keras.layers.Layer) -> Counts:
+    if isinstance(layer, SparseMoE):
+        return _count_moe(layer)
+    if isinstance(layer, (keras.layers.Dense, keras.layers.LSTM)):
+        size = _size_of_matrices(layer)  # each is used once a time step
+        return Counts(size, size)
+    raise ValueError(
+        "Only Embedding, Dense, LSTM and SparseMoE layers with weights can be counted. "
+        f"Received: {layer.name!r} of type {type(layer).__name__}."
+    )
+
+
+def _count_moe(layer: SparseMoE) -> Counts:
+    experts, gate = _size_of_matrices(layer.experts), _size_of_matrices(layer.gate)
+    used_gate = gate
+    if isinstance(layer.num_experts, tuple):
+        # The first level's gate is used whole, of the second level's only the chosen groups'.
+        groups, per_group = layer.num_experts
+        first = gate * groups // (groups + groups * per_group)
+        used_gate = first + (gate - first) * layer.k[0] // groups
+    return Counts(experts + gate, experts * layer.total_k // layer.total_experts + used_gate)
+
+
+def _size_of_matrices(layer: keras.layers.Layer) -> int:
+    return sum(math.prod(w.shape) for w in layer.trainable_weights if _is_matrix(w))
+
+
+def _is_matrix(weight) -> bool:
+    """Biases are vectors, also where they are stacked over experts."""
+    return len(weight.shape) >= 2 and not weight.name.endswith("bias")

@@ -1,0 +1,74 @@
+"""The paper's recurrent language model, with a mixture of experts between its LSTMs or a dense layer in its place."""
+
+import keras
+
+from tf_moe.layers import LSTM, SparseMoE
+
+
+def language_model(
+    vocabulary_size: int,
+    middle: list[keras.layers.Layer],
+    width: int = 512,
+    dropout: float = 0.1,
+    name: str = "language_model",
+) -> keras.Model:
+    """Embedding, LSTM, `middle`, LSTM, softmax: predicts each next token from the ones before.
+
+    Dropout is applied to every layer's output but the softmax's, and around every layer but the embedding its input is
+    added to its output.
+
+    Args:
+        vocabulary_size: Number of tokens V; id 0 is padding, and masked.
+        middle: Layers between the two LSTMs, each mapping `(batch, time, width)` to the same: `[moe(...)]` for the
+            paper's models, `[dense(...)]` for the baseline.
+        width: Width of embedding and LSTMs. Default 512, the paper's.
+        dropout: Share of activations dropped. Default 0.1, the paper's for models of this size.
+        name: Name of the model.
+
+    Returns:
+        A functional model from ids `(batch, time)`, any batch and time, to logits `(batch, time, V)`.
+
+    Example:
+
+    >>> model = language_model(10_000, [SparseMoE(256, expert_hidden=1024, k=4, output_activation="sigmoid")])
+
+    Reference: appendix C.1 of Shazeer et al. (2017).
+    """
+    ids = keras.Input((None,), dtype="int32", name="ids")
+    x = keras.layers.Embedding(vocabulary_size, width, mask_zero=True, name="embedding")(ids)
+    x = keras.layers.Dropout(dropout)(x)
+    first = LSTM(width, return_sequences=True, name="lstm_1")
+    last = LSTM(width, return_sequences=True, name="lstm_2")
+    for layer in (first, *middle, last):
+        x = keras.layers.Add()([x, keras.layers.Dropout(dropout)(layer(x))])
+    # Logits in float32 under any dtype policy: a softmax over a vocabulary does not do with bfloat16.
+    logits = keras.layers.Dense(vocabulary_size, dtype="float32", name="softmax")(x)
+    return keras.Model(ids, logits, name=name)
+
+
+def dense_twin(moe: SparseMoE, width: int, name: str = "dense") -> keras.Sequential:
+    """A dense layer of exactly the multiply-adds of a mixture of built-in experts, its gate included.
+
+    The paper's MoE-1-Wide without its gate: one expert as wide as the k chosen ones together. What the gate's two
+    matrices cost, 2 D for each logit, pays for one more hidden unit for each.
+
+    Args:
+        moe: The layer to be equalled.
+        width: Width D of its input and output.
+        name: Name of the twin.
+
+    Raises:
+        ValueError: If the experts of `moe` are Keras layers, whose arithmetic is unknown.
+
+    Reference: appendix C.1 of Shazeer et al. (2017).
+    """
+    if moe.expert is not None:
+        raise ValueError(f"Only built-in experts have a dense twin. Received: {moe.name!r} with expert={moe.expert!r}.")
+    logits = moe.num_experts
+    if isinstance(logits, tuple):
+        logits = moe.num_experts[0] + moe.k[0] * moe.num_experts[1]
+    hidden = keras.layers.Dense(moe.total_k * moe.expert_hidden + logits, activation=moe.activation, use_bias=False)
+    output = keras.layers.Dense(width, activation=moe.output_activation, use_bias=False)
+    twin = keras.Sequential([hidden, output], name=name)
+    twin.supports_masking = True  # its layers do, but a Sequential says no of itself
+    return twin

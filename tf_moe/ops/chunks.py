@@ -1,0 +1,79 @@
+"""The loop of `grouped.py` for XLA: chunks of a fixed number of rows, shapes that follow from S and G alone."""
+
+import tensorflow as tf
+
+from tf_moe.ops.gradients import gradients_of
+from tf_moe.ops.rows import gather_or_zero
+
+
+class Chunks:
+    """Rows beyond a block of fixed size, in chunks: a chunk is up to `chunk_rows` rows of one group.
+
+    Args:
+        counts: Int32 `(G,)`, rows of each group.
+        size: Int32 scalar, number of rows S.
+
+    Attributes:
+        capacity: Int32 scalar, rows of each group that stand in the block: two standard deviations of evenly random
+            loads over their mean. XLA folds it to a constant, since it knows S when it compiles.
+    """
+
+    def __init__(self, counts: tf.Tensor, size: tf.Tensor):
+        mean = tf.cast(size, tf.float32) / counts.shape[0]
+        self.capacity = tf.where(mean >= 2, tf.cast(tf.round(mean + 2 * tf.sqrt(mean)), tf.int32), 0)
+        self._chunk_rows = tf.maximum(8, self.capacity // 4)
+        beyond = tf.maximum(counts - self.capacity, 0)
+        self._up_to = tf.cumsum(tf.math.floordiv(beyond + self._chunk_rows - 1, self._chunk_rows))
+        self._starts, self._counts = tf.cumsum(counts, exclusive=True), counts
+
+    def add_outputs(self, function, rows: tf.Tensor, weights, output: tf.Tensor) -> tf.Tensor:
+        """`output` `(S, O)` of the block's rows, completed by that of the others."""
+
+        def body(n, output):
+            group, place = self._chunk(n)
+            values = function(_take(rows, place), *(_slice(w, group) for w in weights))
+            return n + 1, _put(output, place, values)
+
+        _, output = self._loop(body, output)
+        return output[:-1]
+
+    def add_gradients(self, function, rows, weights, d_output, d_rows, d_weights):
+        """Gradients of the block's rows and the weights, completed by those of the others."""
+
+        def body(n, d_rows, *d_weights):
+            group, place = self._chunk(n)
+            inputs = [_take(rows, place), *(_slice(w, group) for w in weights)]
+            d_chunk, *d_slices = gradients_of(function, inputs, _take(d_output, place))
+            at = tf.reshape(group, [1, 1])
+            d_weights = [tf.tensor_scatter_nd_add(d, at, s) for d, s in zip(d_weights, d_slices, strict=True)]
+            return n + 1, _put(d_rows, place, d_chunk), *d_weights
+
+        _, d_rows, *d_weights = self._loop(body, d_rows, *d_weights)
+        return d_rows[:-1], d_weights
+
+    def _loop(self, body, rows, *others):
+        """Run body for every chunk; the rows get one more at their end, written where a chunk has no row."""
+        start = (0, tf.pad(rows, [[0, 1], [0, 0]]), *others)
+        return tf.while_loop(lambda n, *_: n < self._up_to[-1], body, start)
+
+    def _chunk(self, n):
+        """The group of chunk n and the places of its rows, (chunk_rows,), -1 after its last."""
+        group = tf.searchsorted(self._up_to, tf.expand_dims(n, 0), side="right")[0]
+        before = tf.where(group > 0, tf.gather(self._up_to, tf.maximum(group - 1, 0)), 0)
+        position = self.capacity + (n - before) * self._chunk_rows + tf.range(self._chunk_rows)
+        place = tf.gather(self._starts, group) + position
+        return group, tf.where(position < tf.gather(self._counts, group), place, -1)
+
+
+def _take(rows, place):
+    return tf.expand_dims(gather_or_zero(rows, place), 0)
+
+
+def _slice(weight, group):
+    # Not weight[group]: XLA compiles that anew for every group.
+    return tf.slice(weight, [group] + [0] * (weight.shape.rank - 1), [1, *weight.shape[1:]])
+
+
+def _put(buffer, place, values):
+    index = tf.where(place < 0, tf.shape(buffer)[0] - 1, place)
+    return tf.tensor_scatter_nd_update(buffer, tf.expand_dims(index, -1), tf.squeeze(values, 0))

@@ -1,0 +1,100 @@
+"""The loop of `grouped.py` over hot groups, each with exactly the rows it has beyond the block."""
+
+import tensorflow as tf
+
+from tf_moe.ops.gradients import gradients_of
+
+# The cost of a step in rows of the block, measured on two CPU cores: a row in the loop is computed once more in the
+# backward pass; a group, in the block or in the loop, has its weights to be read; a turn of the loop has its overhead.
+_ROW_OF_LOOP, _GROUP, _TURN = 1.7, 32, 48
+
+
+class HotGroups:
+    """Rows beyond a block whose size the loads of the step choose.
+
+    Args:
+        counts: Int32 `(G,)`, rows of each group.
+
+    Attributes:
+        capacity: Int32 scalar, rows of each group that stand in the block.
+    """
+
+    def __init__(self, counts: tf.Tensor):
+        self.capacity = cheapest_capacity(counts)
+        ends = tf.cumsum(counts)
+        self._group = tf.cast(tf.squeeze(tf.where(counts > self.capacity), -1), tf.int32)
+        self._start = tf.gather(ends - counts, self._group) + self.capacity
+        self._stop = tf.gather(ends, self._group)
+        self._turns = tf.size(self._group)
+
+    def add_outputs(self, function, rows: tf.Tensor, weights, output: tf.Tensor) -> tf.Tensor:
+        """`output` `(S, O)` of the block's rows, completed by that of the others."""
+
+        def body(n, pieces):
+            values = function(self._rows(rows, n), *(self._slice(w, n) for w in weights))
+            return n + 1, pieces.write(n, tf.squeeze(values, 0))
+
+        def complete():
+            _, pieces = self._loop(body, self._pieces(output))
+            return self._put(output, pieces)
+
+        return tf.cond(self._turns > 0, complete, lambda: output)
+
+    def add_gradients(self, function, rows, weights, d_output, d_rows, d_weights):
+        """Gradients of the block's rows and the weights, completed by those of the others."""
+
+        def body(n, pieces, *totals):
+            inputs = [self._rows(rows, n), *(self._slice(w, n) for w in weights)]
+            gradients = gradients_of(function, inputs, self._rows(d_output, n))
+            d_chunk, *d_slices = (tf.squeeze(d, 0) for d in gradients)
+            at = self._group[n]
+            totals = [t.write(at, t.read(at) + d) for t, d in zip(totals, d_slices, strict=True)]
+            return n + 1, pieces.write(n, d_chunk), *totals
+
+        def complete():
+            # Lists of slices: only those of hot groups are touched.
+            totals = [tf.TensorArray(d.dtype, d.shape[0], clear_after_read=False).unstack(d) for d in d_weights]
+            _, pieces, *totals = self._loop(body, self._pieces(d_rows), *totals)
+            return [self._put(d_rows, pieces), *(t.stack() for t in totals)]
+
+        d_rows, *d_weights = tf.cond(self._turns > 0, complete, lambda: [d_rows, *d_weights])
+        return d_rows, d_weights
+
+    def _loop(self, body, *variables):
+        return tf.while_loop(lambda n, *_: n < self._turns, body, (0, *variables), parallel_iterations=1)
+
+    def _rows(self, rows, n):
+        """(1, rows of the n-th hot group, D)."""
+        return tf.expand_dims(rows[self._start[n] : self._stop[n]], 0)
+
+    def _slice(self, weight, n):
+        """(1, ...). A slice of the leading axis is a view: nothing is copied."""
+        return tf.expand_dims(weight[self._group[n]], 0)
+
+    def _pieces(self, like):
+        """An empty list with a place for the rows of each hot group."""
+        shape = [None, *like.shape[1:]]
+        return tf.TensorArray(like.dtype, self._turns, infer_shape=False, element_shape=shape)
+
+    def _put(self, whole, pieces):
+        """The rows of the list in their places."""
+        index = tf.ragged.range(self._start, self._stop).flat_values
+        return tf.tensor_scatter_nd_update(whole, tf.expand_dims(index, -1), pieces.concat())
+
+
+def cheapest_capacity(counts: tf.Tensor) -> tf.Tensor:
+    """The number of places a group that makes a step with these loads cheapest; 0 for no block at all.
+
+    Args:
+        counts: Int32 `(G,)`, rows of each group.
+    """
+    loads = tf.cast(counts, tf.float32)
+    mean, largest = tf.reduce_mean(loads), tf.reduce_max(loads)
+    candidates = tf.minimum(tf.concat([mean * [0.0, 0.5, 0.75, 1.0, 1.125, 1.25, 1.5, 2.0], [largest]], 0), largest)
+    candidates = tf.expand_dims(tf.math.ceil(candidates), -1)
+    block = tf.where(candidates > 0, counts.shape[0] * (candidates + _GROUP), 0.0)
+    rows = tf.reduce_sum(tf.maximum(loads - candidates, 0.0), axis=-1, keepdims=True)
+    turns = tf.reduce_sum(tf.cast(loads > candidates, tf.float32), axis=-1, keepdims=True)
+    cost = block + _ROW_OF_LOOP * rows + (_GROUP + _TURN) * turns
+    best = tf.argmin(cost[:, 0], output_type=tf.int32)
+    return tf.cast(tf.gather(candidates[:, 0], best), tf.int32)
