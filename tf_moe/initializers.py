@@ -38,7 +38,7 @@ class PerExpert(keras.initializers.Initializer):
 
     def __call__(self, shape, dtype=None):
         """Values of shape `shape`, whose first axis is the experts'."""
-        if isinstance(self.initializer, keras.initializers.VarianceScaling):
+        if isinstance(self.initializer, keras.initializers.VarianceScaling) and len(shape) > 2:
             # Whatever the mode, the fan of the stacked shape is E times the slice's: one draw, put right by sqrt(E).
             return self._slice_initializer(0)(shape, dtype=dtype) * float(shape[0]) ** 0.5
         if isinstance(self.initializer, _SHAPE_FREE):

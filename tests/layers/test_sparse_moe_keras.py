@@ -62,7 +62,7 @@ class ModelsTest(TestCase):
         model = recurrent_model(arguments)
         x = self.tokens(6, 5)
         self.assert_trains(model, x)
-        self.assertAllEqual(np.isfinite(model.evaluate(x, x, verbose=0)), True)
+        self.assertTrue(np.all(np.isfinite(model.evaluate(x, x, verbose=0))))
         self.assertEqual(model.predict(x[:1, :3], verbose=0).shape, (1, 3, 11))  # another batch, another time
 
     def test_functional_and_subclassed(self):
@@ -78,8 +78,8 @@ class ModelsTest(TestCase):
                 self.moe = SparseMoE(6, 5, k=2)
                 self.out = keras.layers.Dense(11)
 
-            def call(self, x):
-                return self.out(self.moe(self.embedding(x)))
+            def call(self, x, training=False):
+                return self.out(self.moe(self.embedding(x), training=training))
 
         for model in (functional, Subclassed()):
             self.assert_trains(model, self.tokens(6, 5))
@@ -125,6 +125,7 @@ class ModelsTest(TestCase):
     def test_one_trace_for_all_loads(self):
         """Routing is data: other experts chosen, another number of tokens each, but no new trace."""
         layer = SparseMoE(6, 5, k=2)
+        layer.build((9, 4))
         call = tf.function(lambda x: layer(x, training=True))
         for _ in range(5):
             call(tf.constant(self.normal(9, 4)))

@@ -1,4 +1,4 @@
-"""What a network costs and how it uses its experts. `tf_moe.analysis.plots` needs matplotlib, so it is imported apart."""
+"""What a network costs and how it uses its experts. `plots` needs matplotlib, so it is imported apart."""
 
 from tf_moe.analysis.counts import Counts, count
 from tf_moe.analysis.usage import Usage, measure_usage

@@ -1,6 +1,6 @@
 """The dispatcher with a fixed capacity: static shapes, and drops."""
 
-import math
+from fractions import Fraction
 
 import tensorflow as tf
 
@@ -66,8 +66,10 @@ def capacity_of(tokens: int | tf.Tensor, num_experts: int, k: int, capacity_fact
         k: Experts chosen for a token, in all.
         capacity_factor: 1.0 is just enough for even loads.
     """
-    per_token = capacity_factor * k / num_experts
+    # In whole numbers: a share that is whole should not be rounded up because 0.1 has no exact binary form.
+    per_token = Fraction(capacity_factor).limit_denominator(10_000) * k / num_experts
+    above, below = per_token.numerator, per_token.denominator
     if isinstance(tokens, int):
-        return max(1, min(tokens, math.ceil(per_token * tokens)))
-    share = tf.cast(tf.math.ceil(per_token * tf.cast(tokens, tf.float32)), tf.int32)
-    return tf.maximum(1, tf.minimum(tokens, share))
+        return max(1, min(tokens, -(-tokens * above // below)))
+    share = tf.math.floordiv(tf.cast(tokens, tf.int64) * above + below - 1, below)
+    return tf.maximum(1, tf.minimum(tokens, tf.cast(share, tf.int32)))

@@ -72,11 +72,16 @@ class LayerBank(keras.layers.Layer):
             ends = tf.cumsum(counts)
             starts, stops = tf.unstack(ends - counts), tf.unstack(ends)
         outputs = [
-            (keras.remat(layer) if self.recompute else layer)(rows[start:stop])
-            for layer, start, stop in zip(self.layers, starts, stops, strict=True)
+            self._expert(layer, rows[start:stop]) for layer, start, stop in zip(self.layers, starts, stops, strict=True)
         ]
         joined = tf.cast(tf.concat(outputs, axis=0), rows.dtype)
         return tf.pad(joined, [[0, tf.shape(rows)[0] - tf.shape(joined)[0]], [0, 0]])
+
+    def _expert(self, layer, rows):
+        expert = keras.remat(layer) if self.recompute else layer
+        if rows.shape[0] == 0:  # known eagerly only, where some of Keras's operations cannot take it
+            return expert(tf.zeros([1, *rows.shape[1:]], rows.dtype))[:0]
+        return expert(rows)
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -90,8 +95,8 @@ class LayerBank(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config):
-        layers = [keras.saving.deserialize_keras_object(layer) for layer in config.pop("layers")]
-        return cls(layers, **config)
+        layers = [keras.saving.deserialize_keras_object(layer) for layer in config["layers"]]
+        return cls(**{**config, "layers": layers})
 
 
 def _draws(layer: keras.layers.Layer) -> bool:

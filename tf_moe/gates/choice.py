@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from tf_moe.losses import top_k_probability
-from tf_moe.ops.ties import spread_ties
+from tf_moe.ops.ties import top_k_spread
 
 
 def choose_noisy(
@@ -36,7 +36,7 @@ def choose(clean_logits: tf.Tensor, token_code: tf.Tensor, k: int) -> tuple[tf.T
         expert_index: Int32 `(T, k)`, best first.
         weights: `(T, k)`, see `softmax_of_chosen`.
     """
-    index = tf.math.top_k(spread_ties(clean_logits, token_code), k).indices
+    index = top_k_spread(clean_logits, token_code, k)
     chosen = tf.gather(clean_logits, index, batch_dims=1)
     return index, softmax_of_chosen(chosen, clean_logits)
 

@@ -99,8 +99,8 @@ class StrictlyBalanced(Gate):
 def batchwise_choice(scores: tf.Tensor, k: int, mask: tf.Tensor | None = None) -> tf.Tensor:
     """For each expert its m = k T / E highest values over the batch of T unmasked tokens, m rounded, at least 1.
 
-    Where values tie, expert i prefers tokens from number i * m on, around the batch: so an untrained gate gives every
-    token k experts rather than the first m tokens all of them.
+    Where values tie, expert i prefers tokens from number i * m on, around the unmasked ones: so an untrained gate gives
+    every token k experts rather than the first m tokens all of them.
 
     Args:
         scores: `(T, E)`, not negative.
@@ -112,15 +112,18 @@ def batchwise_choice(scores: tf.Tensor, k: int, mask: tf.Tensor | None = None) -
     """
     num_experts = scores.shape[-1]
     scores = tf.transpose(tf.stop_gradient(scores))  # (E, T)
-    tokens = tf.shape(scores)[1]
-    unmasked = tokens if mask is None else tf.math.count_nonzero(mask, dtype=tf.int32)
+    number = tf.range(tf.shape(scores)[1])  # of each token
+    unmasked = tf.size(number)
     if mask is not None:
+        number = tf.cumsum(tf.cast(mask, tf.int32), exclusive=True)  # among the unmasked ones
+        unmasked = tf.math.count_nonzero(mask, dtype=tf.int32)
         scores = tf.where(tf.expand_dims(mask, 0), scores, -1.0)
     m = tf.cast(tf.round(k * tf.cast(unmasked, tf.float32) / num_experts), tf.int32)
     m = tf.clip_by_value(m, tf.minimum(1, unmasked), unmasked)
-    turn = tf.expand_dims(tf.range(num_experts) * m, 1) + tf.expand_dims(tf.range(tokens), 0)
-    turn = tf.math.floormod(turn, tf.maximum(tokens, 1))  # (E, T): each expert's order of preference among equals
+    turn = tf.expand_dims(number, 0) - tf.expand_dims(tf.range(num_experts) * m, 1)
+    turn = tf.argsort(tf.math.floormod(turn, tf.maximum(unmasked, 1)), stable=True)
+    # (E, T): each expert's tokens, first in its order of preference among equals, then best first.
     order = tf.argsort(tf.gather(scores, turn, batch_dims=1), direction="DESCENDING", stable=True)
-    token = tf.gather(turn, order, batch_dims=1)  # (E, T): each expert's tokens, best first
+    token = tf.gather(turn, order, batch_dims=1)
     rank = tf.argsort(token)  # the inverse of that permutation
     return tf.transpose(rank < m)

@@ -70,8 +70,8 @@ def _take(rows, place):
 
 
 def _slice(weight, group):
-    # Not weight[group]: XLA compiles that anew for every group.
-    return tf.slice(weight, [group] + [0] * (weight.shape.rank - 1), [1, *weight.shape[1:]])
+    # Not a slice: where it begins would be a constant of the program, and every routing compiled anew.
+    return tf.gather(weight, tf.reshape(group, [1]))
 
 
 def _put(buffer, place, values):

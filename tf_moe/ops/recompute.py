@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tf_moe.ops.xla import not_before
+from tf_moe.ops.xla import compiled_by_xla, not_before
 
 
 def recompute(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     """`function(x, *weights)` that keeps only its arguments for the backward pass.
 
-    Unlike `tf.recompute_grad` it copies no weights: only x is tied to the incoming gradient.
+    Unlike `tf.recompute_grad` it copies no weights: only x is tied to the incoming gradient. Under XLA on the CPU it saves
+    nothing, since that merges the two computations.
 
     Args:
         function: Deterministic, of tensors alone (no variables): `function(x, *weights)` -> tensor.
@@ -20,9 +21,11 @@ def recompute(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
 
     @tf.custom_gradient
     def forward(x, *weights):
+        under_xla = compiled_by_xla()
+
         def gradient(dy):
             with tf.GradientTape() as tape:
-                late_x = not_before(x, dy)
+                late_x = not_before(x, dy, under_xla)
                 tape.watch([late_x, *weights])
                 y = function(late_x, *weights)
             return tape.gradient(y, [late_x, *weights], dy, unconnected_gradients="zero")

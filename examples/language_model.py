@@ -1,0 +1,213 @@
+"""Trains the paper's language model, and a dense one of equal multiply-adds a time step, on real text.
+
+Without arguments the text is the Python standard library of this machine, split by file; with `--data`, a directory
+of text files, one sentence a line (.gz and .xz too): WikiText, the One Billion Word benchmark, or your own.
+
+    python examples/language_model.py
+    python examples/language_model.py --data wikitext2 --experts 16x16 --k 2x2
+
+It prints a table and writes both models, the history, the table and two plots to `--output`.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+
+import tf_moe
+from tf_moe.analysis import count, measure_usage, plots
+from tf_moe.layers import SparseMoE
+from tf_moe.models import Perplexity, dense_twin, language_model
+from tf_moe.text import Corpus, Vocabulary, build_vocabulary, contiguous_batches
+
+
+def parse_arguments(arguments=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    number = {"type": positive, "metavar": "N"}
+    parser.add_argument("--data", metavar="DIR", help="directory of text files (default: the standard library)")
+    parser.add_argument(
+        "--output", metavar="DIR", default="runs/language_model", type=Path, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--experts", default=64, type=one_or_two, help="N, or AxB for two levels (default: %(default)s)"
+    )
+    parser.add_argument("--k", type=one_or_two, help="experts for each token, N or AxB (default: 4, or 2x2)")
+    parser.add_argument(
+        "--gate", default="noisy_top_k", choices=sorted(tf_moe.gates.GATES), help="default: %(default)s"
+    )
+    parser.add_argument("--width", default=128, help="of embedding and LSTMs (default: %(default)s)", **number)
+    parser.add_argument("--hidden", default=256, help="of each expert (default: %(default)s)", **number)
+    parser.add_argument("--vocabulary", default=8192, help="tokens (default: %(default)s)", **number)
+    parser.add_argument("--epochs", default=1, help="passes over the training text (default: %(default)s)", **number)
+    parser.add_argument("--batch", default=32, help="windows in a batch (default: %(default)s)", **number)
+    parser.add_argument("--steps", default=32, help="time steps of a window (default: %(default)s)", **number)
+    parser.add_argument("--learning-rate", default=3e-3, type=float, help="highest, of Adam (default: %(default)s)")
+    parser.add_argument("--dropout", default=0.1, type=float, help="default: %(default)s")
+    parser.add_argument("--seed", default=0, type=int, help="of weights, noise and order (default: %(default)s)")
+    parser.add_argument("--smoke", action="store_true", help="a tiny run, to see that all works")
+    options = parser.parse_args(arguments)
+    if options.k is None:
+        options.k = (2, 2) if isinstance(options.experts, tuple) else min(4, options.experts)
+    if options.smoke:
+        options.width, options.hidden, options.vocabulary = 32, 64, min(options.vocabulary, 1000)
+    return options
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def one_or_two(text: str) -> int | tuple[int, int]:
+    """`256` -> 256, `16x256` -> (16, 256)."""
+    parts = tuple(positive(part) for part in text.split("x"))
+    if len(parts) > 2:
+        raise argparse.ArgumentTypeError(f"must be N or AxB, not {text!r}")
+    return parts if len(parts) == 2 else parts[0]
+
+
+@dataclass
+class Data:
+    """Batches of the three parts of a corpus."""
+
+    vocabulary: Vocabulary
+    train: object
+    validation: object
+    test: object
+    steps_per_epoch: int
+
+
+def load_data(options) -> Data:
+    corpus = Corpus.from_directory(options.data) if options.data else Corpus.standard_library()
+    vocabulary = build_vocabulary(corpus.train, options.vocabulary, tokenizer="words" if options.data else "code")
+    size = {"batch_size": options.batch, "steps": options.steps}
+
+    def part(text):
+        batches = contiguous_batches(text, vocabulary, **size, num_tokens=vocabulary.count_tokens(text))
+        return batches.take(4) if options.smoke else batches
+
+    train = contiguous_batches(
+        corpus.train, vocabulary, **size, shuffle_buffer=100_000, seed=options.seed, drop_remainder=True
+    )
+    steps = vocabulary.num_tokens // (options.batch * options.steps)
+    return Data(vocabulary, train.repeat(), part(corpus.validation), part(corpus.test), 20 if options.smoke else steps)
+
+
+class Stopwatch(keras.callbacks.Callback):
+    """Seconds spent in training steps; the first one, which traces the model, is left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.seconds, self.steps = 0.0, -1
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seconds += time.perf_counter() - self.start if self.steps >= 0 else 0.0
+        self.steps += 1
+
+
+def train(middle, name: str, data: Data, options, points: int = 10) -> dict:
+    """Train one model and return its row of the table; on the way, `points` looks at the validation text."""
+    keras.utils.set_random_seed(options.seed)
+    model = language_model(len(data.vocabulary), [middle], options.width, options.dropout, name=name)
+    total_steps = data.steps_per_epoch * options.epochs
+    points = min(points, total_steps)
+    warmup = max(1, min(500, total_steps // 10))
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, total_steps - warmup), alpha=0.05, warmup_target=options.learning_rate, warmup_steps=warmup
+    )
+    model.compile(
+        keras.optimizers.Adam(schedule, global_clipnorm=1.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        weighted_metrics=[Perplexity()],
+    )
+    counts = count(model)
+    print(
+        f"\n{name}: {counts.parameters:,} parameters, {counts.multiply_adds:,} ops/timestep (without embedding, softmax)"
+    )
+    stopwatch = Stopwatch()
+    history = model.fit(
+        data.train,
+        steps_per_epoch=total_steps // points,
+        epochs=points,
+        validation_data=data.validation,
+        callbacks=[stopwatch],
+    ).history
+    model.save(options.output / f"{name}.keras")
+    row = {
+        "model": name,
+        "parameters": counts.parameters,
+        "ops/timestep": counts.multiply_adds,
+        "tokens/s": round(stopwatch.steps * options.batch * options.steps / stopwatch.seconds),
+        "validation perplexity": model.evaluate(data.validation, verbose=0, return_dict=True)["perplexity"],
+        "test perplexity": model.evaluate(data.test, verbose=0, return_dict=True)["perplexity"],
+    }
+    if isinstance(middle, SparseMoE):
+        usage = measure_usage(model, data.test)[middle.name]
+        row |= {
+            "CV(importance)": usage.importance_cv,
+            "CV(load)": usage.load_cv,
+            "max/mean load": usage.max_over_mean_load,
+        }
+        title = f"{name}, test text: CV(load) {usage.load_cv:.2f}, max/mean {usage.max_over_mean_load:.2f}"
+        plots.plot_load(usage.load, options.output / "load.png", title)
+    steps = [(i + 1) * (total_steps // points) for i in range(points)]
+    return {"row": row, "history": history, "curve": (steps, history["val_perplexity"])}
+
+
+def print_table(rows: list[dict]) -> str:
+    columns = list(rows[0])
+
+    def show(value):
+        if isinstance(value, float):
+            return f"{value:.2f}"
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    lines = [columns, ["---"] * len(columns), *([show(row.get(c, "")) for c in columns] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main(arguments=None) -> None:
+    options = parse_arguments(arguments)
+    started = time.perf_counter()
+    try:
+        moe = SparseMoE(
+            options.experts,
+            options.hidden,
+            k=options.k,
+            gate=options.gate,
+            output_activation="sigmoid",
+            seed=options.seed,
+            name="moe",
+        )
+        data = load_data(options)
+    except (ValueError, OSError) as error:  # a wrong argument or an unusable text: the message says what to do
+        sys.exit(f"language_model.py: {error}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    print(f"{data.vocabulary.num_tokens:,} training tokens, {data.steps_per_epoch:,} steps an epoch")
+
+    experts = "x".join(str(n) for n in options.experts) if isinstance(options.experts, tuple) else options.experts
+    runs = {
+        name: train(middle, name, data, options)
+        for name, middle in ((f"moe-{experts}", moe), ("dense", dense_twin(moe, options.width)))
+    }
+    data.vocabulary.save(options.output / "vocabulary.txt")
+    (options.output / "history.json").write_text(json.dumps({n: run["history"] for n, run in runs.items()}, indent=1))
+    table = print_table([run["row"] for run in runs.values()])
+    (options.output / "table.md").write_text(table + "\n")
+    plots.plot_perplexity(
+        {n: run["curve"] for n, run in runs.items()}, options.output / "perplexity.png", "Equal compute"
+    )
+    print(f"\n{table}\n\n{time.perf_counter() - started:.0f} s; models, history and plots are in {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The counting rule reproduces cells of the paper's table 7."""
+
+import keras
+from absl.testing import parameterized
+
+from tests.base import TestCase
+from tf_moe.analysis import Counts, count
+from tf_moe.layers import LSTM, SparseMoE
+from tf_moe.models import dense_twin, language_model
+
+
+class CountTest(TestCase):
+    @parameterized.named_parameters(
+        # millions of parameters and of multiply-adds, as printed there (MoE-4 and MoE-32 count as MoE-256 does)
+        ("moe_4", 4, 4, 8.4, 8.4),
+        ("moe_32", 32, 4, 37.8, 8.4),
+        ("moe_256", 256, 4, 272.9, 8.6),
+        ("moe_256_h", (16, 16), (2, 2), 272.9, 8.4),
+    )
+    def test_table_7(self, num_experts, k, parameters, operations):
+        counts = count(language_model(10, [SparseMoE(num_experts, 1024, k=k)], width=512))
+        self.assertAllClose(counts.parameters / 1e6, parameters, atol=0.06)
+        self.assertAllClose(counts.multiply_adds / 1e6, operations, atol=0.06)
+
+    def test_projected_lstm(self):
+        """LSTM-2048-512 of table 7, 9.4 million both ways: two of them would be twice as much."""
+        model = keras.Sequential([keras.Input((None, 512)), LSTM(2048, projection=512), keras.layers.Dense(10)])
+        self.assertEqual(count(model), Counts(4 * 2048 * 1024 + 2048 * 512, 4 * 2048 * 1024 + 2048 * 512))
+
+    @parameterized.parameters((8, 2), ((4, 2), (2, 1)), (1, 1))
+    def test_the_dense_twin_costs_the_same(self, num_experts, k):
+        moe = SparseMoE(num_experts, 24, k=k)
+        ours = count(language_model(10, [moe], width=16))
+        twin = count(language_model(10, [dense_twin(moe, 16)], width=16))
+        self.assertEqual(ours.multiply_adds, twin.multiply_adds)
+        self.assertEqual(twin.multiply_adds, twin.parameters)
+
+    def test_biases_do_not_count(self):
+        with_biases, without = (
+            count(language_model(10, [SparseMoE(4, 8, k=2, use_bias=b)], width=6)) for b in (True, False)
+        )
+        self.assertEqual(with_biases, without)
+
+    def test_unknown_layer(self):
+        model = keras.Sequential([keras.Input((9, 4)), keras.layers.Conv1D(3, 2), keras.layers.Dense(2)])
+        with self.assertRaisesRegex(ValueError, "Conv1D"):
+            count(model)

@@ -1,0 +1,203 @@
+import json
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tests.base import TestCase
+from tf_moe.experts import LayerBank
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def nested():
+    return keras.Sequential([keras.layers.Dense(5, "tanh"), keras.Sequential([keras.layers.Dense(3)])])
+
+
+def functional():
+    inputs = keras.Input((3,))
+    return keras.Model(inputs, inputs + keras.layers.Dense(3, "tanh")(inputs))
+
+
+class InModel(keras.layers.Layer):
+    """A layer with a bank inside, as SparseMoE is."""
+
+    def __init__(self, bank, **kwargs):
+        super().__init__(**kwargs)
+        self.bank = bank
+
+    def build(self, input_shape):
+        self.bank.build(input_shape)
+
+    def call(self, inputs):
+        return self.bank(inputs, tf.constant([4, 4]))
+
+
+class LayerBankTest(TestCase):
+    """Experts of four kinds; expert 1 gets no rows, and the last two rows are of no expert."""
+
+    COUNTS = tf.constant([4, 0, 7, 1])
+
+    def bank(self, **kwargs):
+        layers = [keras.layers.Dense(3, "relu"), keras.layers.Dense(3), nested(), functional()]
+        bank = LayerBank(layers, **kwargs)
+        bank.build((None, 3))
+        return bank
+
+    def test_each_expert_on_its_rows(self):
+        bank, rows = self.bank(), self.normal(14, 3)
+        expected = np.concatenate(
+            [bank.layers[0](rows[:4]), bank.layers[2](rows[4:11]), bank.layers[3](rows[11:12]), np.zeros((2, 3))]
+        )
+        self.assertAllClose(bank(rows, self.COUNTS), expected, **CLOSE)
+        self.assertAllClose(tf.function(bank)(rows, self.COUNTS), expected, **CLOSE)
+
+    def test_no_rows_at_all(self):
+        bank, counts = LayerBank([keras.layers.Dense(3), nested()]), tf.constant([0, 0])
+        self.assertAllEqual(bank(tf.zeros([0, 3]), counts), np.zeros((0, 3)))
+        self.assertAllEqual(bank(tf.ones([5, 3]), counts), np.zeros((5, 3)))
+
+    def test_no_rows_for_an_expert_that_adds_its_input(self):
+        # Keras 3.15's eager `add` takes a second argument of no rows for a bias and fails.
+        bank, rows = LayerBank([functional(), functional()]), tf.constant(self.normal(2, 3))
+        bank.build((None, 3))
+        for name, form in {"graph": tf.function(bank, reduce_retracing=True), "eager": bank}.items():
+            with self.subTest(name):
+                self.assertAllClose(form(rows, tf.constant([2, 0])), bank.layers[0](rows), **CLOSE)
+
+    def test_any_number_of_rows_traced_once(self):
+        bank = self.bank()
+        form = tf.function(bank, input_signature=[tf.TensorSpec([None, 3]), tf.TensorSpec([4], tf.int32)])
+        for counts in ([4, 0, 7, 1], [0, 0, 1, 1], [3, 3, 3, 3]):
+            rows = self.normal(sum(counts), 3)
+            self.assertAllClose(form(rows, tf.constant(counts)), bank(rows, tf.constant(counts)), **CLOSE)
+        self.assertEqual(form.experimental_get_tracing_count(), 1)
+
+    def test_capacity_form(self):
+        bank, rows = self.bank(), tf.constant(self.normal(8, 3))  # two places for each
+        counts = tf.constant([2, 0, 1, 2])
+        expected = np.concatenate([layer(rows[2 * e : 2 * e + 2]) for e, layer in enumerate(bank.layers)])
+        for name, form in {
+            "eager": bank,
+            "graph": tf.function(bank),
+            "xla": tf.function(bank, jit_compile=True),
+        }.items():
+            with self.subTest(name):
+                self.assertAllClose(form(rows, counts, capacity=2), expected, **CLOSE)
+        known_late = tf.function(lambda capacity: bank(rows, counts, capacity=capacity))
+        self.assertAllClose(known_late(tf.constant(2)), expected, **CLOSE)
+
+    def test_xla_needs_a_capacity(self):
+        with self.assertRaisesRegex(ValueError, "capacity_factor"):
+            tf.function(self.bank(), jit_compile=True)(tf.ones([12, 3]), self.COUNTS)
+
+    def gradients(self, bank, rows, **kwargs):
+        with tf.GradientTape() as tape:
+            tape.watch(rows)
+            output = bank(rows, self.COUNTS, **kwargs)
+            loss = tf.reduce_sum(output**3)
+        return [output, *tape.gradient(loss, [rows, *bank.trainable_weights], unconnected_gradients="zero")]
+
+    def test_gradients_reach_every_expert_with_rows(self):
+        bank, rows = self.bank(), tf.constant(self.normal(14, 3))
+        for layer in bank.layers:  # a relu with no unit above zero would have no gradient
+            layer.set_weights([self.normal(*w.shape) + (w.ndim == 1) * 3 for w in layer.get_weights()])
+        pieces = [rows[:4], rows[4:4], rows[4:11], rows[11:12]]
+        expected = []
+        for layer, piece in zip(bank.layers, pieces, strict=True):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(layer(piece) ** 3)
+            expected += tape.gradient(loss, layer.trainable_weights)
+        _, d_rows, *d_weights = self.gradients(bank, rows)
+        for weight, value, want in zip(bank.trainable_weights, d_weights, expected, strict=True):
+            self.assertAllClose(value, want, rtol=1e-3, atol=1e-3)
+            has_rows = all(weight is not w for w in bank.layers[1].weights)
+            self.assertEqual(bool(np.any(value)), has_rows, weight.path)
+        self.assertAllEqual(d_rows[12:], np.zeros((2, 3)))
+
+    def test_recompute_changes_no_number(self):
+        layers = [keras.layers.Dense(3, "tanh"), keras.layers.Dense(3), nested(), functional()]
+        plain, again = LayerBank(layers), LayerBank(layers, recompute=True)
+        plain.build((None, 3))
+        again.build((None, 3))
+        rows = tf.constant(self.normal(12, 3))
+        expected = self.gradients(plain, rows)
+        for name, form in {"eager": self.gradients, "graph": tf.function(self.gradients)}.items():
+            with self.subTest(name):
+                for value, want in zip(form(again, rows), expected, strict=True):
+                    self.assertAllClose(value, want, rtol=1e-3, atol=1e-3)
+
+    def test_recompute_computes_twice(self):
+        calls = []
+
+        class Counted(keras.layers.Dense):
+            def call(self, inputs, training=None):
+                calls.append(1)
+                return super().call(inputs)
+
+        for recompute, expected in ((False, 2), (True, 4)):
+            bank = LayerBank([Counted(3), Counted(3)], recompute=recompute)
+            bank.build((None, 3))
+            calls.clear()
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(bank(tf.ones([4, 3]), tf.constant([2, 2])) ** 2)
+            tape.gradient(loss, bank.trainable_weights)
+            self.assertLen(calls, expected)
+
+    def test_training_reaches_dropout(self):
+        def expert():
+            return keras.Sequential([keras.layers.Dropout(0.5), keras.layers.Dense(3)])
+
+        inputs = keras.Input((3,))
+        model = keras.Model(inputs, InModel(LayerBank([expert(), expert()]))(inputs))
+        rows = tf.constant(self.normal(8, 3))
+        layers = model.layers[-1].bank.layers
+        expected = np.concatenate([layers[0].layers[-1](rows[:4]), layers[1].layers[-1](rows[4:])])
+        for form in (model, tf.function(model)):
+            self.assertAllClose(form(rows), expected, **CLOSE)
+            self.assertAllClose(form(rows, training=False), expected, **CLOSE)
+            self.assertNotAllClose(form(rows, training=True), expected)
+            self.assertNotAllClose(form(rows, training=True), form(rows, training=True))  # drawn anew
+
+    def test_errors(self):
+        same = keras.layers.Dense(3)
+        with self.assertRaisesRegex(ValueError, "(?s)new layer each time.*Received"):
+            LayerBank([same, keras.layers.Dense(3), same])
+        for wrong in (tf.nn.relu, keras.layers.Dense, None):
+            with self.assertRaisesRegex(ValueError, "Keras layer or model. Received"):
+                LayerBank([keras.layers.Dense(3), wrong])
+        with self.assertRaisesRegex(ValueError, r"maps width 3 to width 3.*\(None, 4\)"):
+            LayerBank([keras.layers.Dense(3), keras.layers.Dense(4)]).build((None, 3))
+
+    def test_recompute_refuses_what_draws(self):
+        for make in (
+            lambda: keras.layers.Dropout(0.5),
+            lambda: keras.Sequential([keras.layers.Dense(3), keras.Sequential([keras.layers.Dropout(0.5)])]),
+            lambda: keras.layers.GaussianNoise(1.0),
+        ):
+            with self.assertRaisesRegex(ValueError, "recompute=True"):
+                LayerBank([keras.layers.Dense(3), make()], recompute=True).build((None, 3))
+            LayerBank([keras.layers.Dense(3), make()]).build((None, 3))
+
+    def test_config(self):
+        bank = self.bank(recompute=True, name="bank")
+        config = json.loads(json.dumps(keras.saving.serialize_keras_object(bank)))
+        copy = keras.saving.deserialize_keras_object(config)
+        self.assertIsInstance(copy, LayerBank)
+        self.assertEqual((copy.name, copy.recompute), ("bank", True))
+        self.assertEqual([type(e) for e in copy.layers], [type(e) for e in bank.layers])
+        copy.set_weights(bank.get_weights())
+        rows = self.normal(12, 3)
+        self.assertAllEqual(copy(rows, self.COUNTS), bank(rows, self.COUNTS))
+
+    def test_from_config_leaves_the_config_as_it_was(self):
+        config = LayerBank([keras.layers.Dense(3)]).get_config()
+        for _ in range(2):
+            self.assertLen(LayerBank.from_config(config).layers, 1)
+
+    def test_mixed_precision(self):
+        layers = [keras.layers.Dense(3, dtype="mixed_bfloat16"), keras.layers.Dense(3, dtype="mixed_bfloat16")]
+        bank = LayerBank(layers, dtype="mixed_bfloat16")
+        output = bank(self.normal(4, 3), tf.constant([2, 2]))
+        self.assertEqual(output.dtype, tf.bfloat16)
+        self.assertEqual({w.dtype for w in bank.weights}, {"float32"})

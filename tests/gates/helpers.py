@@ -1,0 +1,53 @@
+"""What the tests of all gates share."""
+
+import itertools
+
+import numpy as np
+import tensorflow as tf
+
+
+def fix_noise(gate, *values):
+    """Make the gate draw the given arrays, one a draw, and around again."""
+    source = itertools.cycle([np.asarray(v, np.float32) for v in values])
+
+    def noise(shape):
+        value = next(source)
+        tf.debugging.assert_equal(shape, value.shape)
+        return tf.constant(value)
+
+    gate.noise = noise
+
+
+def dense(routing, num_experts):
+    """Gate values as a matrix (T, E), differentiable."""
+    return tf.einsum("tke,tk->te", tf.one_hot(routing.expert_index, num_experts), routing.combine_weights)
+
+
+def set_weights(gate, width, **values):
+    """Build the gate for tokens of a width, and give its weights values by name."""
+    gate.build((None, width))
+    for name, value in values.items():
+        getattr(gate, name).assign(value)
+    return gate
+
+
+def random_weights(gate, width, rng, scale=0.5):
+    """Build the gate for tokens of a width, and give all its weights random values."""
+    gate.build((None, width))
+    for weight in gate.trainable_variables:
+        weight.assign(scale * rng.standard_normal(weight.shape))
+    return gate
+
+
+def measure(gate, x, experts, coefficients, **kwargs):
+    """A scalar of gate values, importance and load, each times coefficients; its gradients to the gate's weights."""
+    over_gates, over_importance, over_load = (tf.constant(c, tf.float32) for c in coefficients)
+    with tf.GradientTape() as tape:
+        routing = gate(tf.constant(x, tf.float32), **kwargs)
+        y = tf.reduce_sum(over_gates * dense(routing, experts))
+        y += tf.reduce_sum(over_importance * routing.importance) + tf.reduce_sum(over_load * routing.load)
+    return y, tape.gradient(y, gate.trainable_variables)
+
+
+def coefficients_for(rng, tokens, experts):
+    return rng.standard_normal((tokens, experts)), rng.standard_normal(experts), rng.standard_normal(experts)

@@ -1,0 +1,40 @@
+import numpy as np
+import tensorflow as tf
+
+from tests import references
+from tests.base import TestCase
+from tf_moe.gates.choice import choose, choose_noisy, softmax_of_chosen
+
+
+class ChoiceTest(TestCase):
+    def test_choose_noisy(self):
+        for k in (1, 2, 4):
+            clean, noise_logits, noise = self.rng.standard_normal((3, 5, 4))
+            stddev = references.softplus(noise_logits)
+            noisy = clean + noise * stddev
+            index, weights, probability = choose_noisy(*np.float32((clean, noise_logits, noise)), k)
+            self.assertAllEqual(index, np.argsort(-noisy, axis=1)[:, :k])
+            gates = np.array([references.gate_values(h, k) for h in noisy])
+            self.assertAllClose(weights, np.take_along_axis(gates, index.numpy(), axis=1), rtol=1e-4, atol=1e-5)
+            expected = references.load_probabilities(clean, noisy, stddev, k)
+            self.assertAllClose(probability, expected, rtol=1e-4, atol=1e-4)
+
+    def test_choose(self):
+        logits = self.normal(5, 4)
+        for k in (1, 2, 4):
+            index, weights = choose(logits, tf.range(5), k)
+            self.assertAllEqual(index, np.argsort(-logits, axis=1)[:, :k])
+            gates = np.array([references.gate_values(h, k) for h in logits.astype("float64")])
+            self.assertAllClose(weights, np.take_along_axis(gates, index.numpy(), axis=1))
+
+    def test_weights_of_huge_logits_are_finite(self):
+        logits = tf.constant([[1e30, -1e30, 0.0], [-90.0, -90.0, -90.0]])
+        for k in (1, 2):
+            _, weights = choose(logits, tf.zeros(2, tf.int32), k)
+            self.assertAllClose(weights, [[1.0], [1 / 3]] if k == 1 else [[1.0, 0.0], [0.5, 0.5]], rtol=1e-4)
+
+    def test_softmax_of_chosen(self):
+        # log 1, 2, 5: over the two chosen 5/7 and 2/7; alone, the probability among all, 5/8.
+        logits = tf.math.log([[1.0, 2.0, 5.0]])
+        self.assertAllClose(softmax_of_chosen(tf.math.log([[5.0, 2.0]]), logits), [[5 / 7, 2 / 7]])
+        self.assertAllClose(softmax_of_chosen(tf.math.log([[5.0]]), logits), [[5 / 8]])

@@ -1,0 +1,67 @@
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tests.base import TestCase
+from tf_moe.gates import Gate, Hierarchical, NoisyTopK, StrictlyBalanced
+from tf_moe.gates.gate import check_choice, mask_rows
+
+
+class GateTest(TestCase):
+    def test_says_what_is_to_be_implemented(self):
+        class Mine(Gate):
+            pass
+
+        with self.assertRaisesRegex(NotImplementedError, "Mine must create its weights"):
+            Mine(4, 2).build((None, 3))
+        with self.assertRaisesRegex(NotImplementedError, "Mine must implement call"):
+            Mine(4, 2).call(tf.zeros([2, 3]))
+
+    def test_dtype_is_float32_whatever_is_asked_for(self):
+        gate = NoisyTopK(4, 2, dtype="bfloat16")
+        gate.build((None, 3))
+        self.assertEqual((gate.compute_dtype, gate.variable_dtype), ("float32", "float32"))
+        self.assertNotIn("dtype", gate.get_config())
+
+    def test_name_and_trainable_are_kept(self):
+        self.assertEqual(NoisyTopK(4, 2).name, "gate")
+        config = NoisyTopK(4, 2, name="mine", trainable=False).get_config()
+        self.assertEqual((config["name"], config["trainable"]), ("mine", False))
+
+    def test_a_mask_is_no_reason_to_warn(self):
+        # Warnings are errors here. Keras warns where a layer that takes a mask does not say that it supports masking.
+        mask = tf.constant([True, False, True])
+        for gate in (NoisyTopK(4, 2), Hierarchical((2, 2), (1, 1)), StrictlyBalanced(4, 2)):
+            with self.subTest(type(gate).__name__):
+                routing = gate(self.normal(3, 5), mask=mask)
+                self.assertAllEqual(tf.reduce_any(routing.combine_weights > 0, axis=1), [True, False, True])
+
+    def test_a_mask_that_comes_with_the_inputs_is_used(self):
+        embedding = keras.layers.Embedding(10, 5, mask_zero=True)
+        tokens = embedding(np.array([3, 0, 7]))
+        routing = NoisyTopK(4, 2)(tokens)
+        self.assertAllEqual(tf.reduce_any(routing.combine_weights > 0, axis=1), [True, False, True])
+
+
+class CheckChoiceTest(TestCase):
+    def test_messages(self):
+        check_choice(1, 1)
+        check_choice(4, 4)
+        with self.assertRaisesRegex(ValueError, r"num_experts must be a positive integer. Received: num_experts=0\."):
+            check_choice(0, 1)
+        with self.assertRaisesRegex(ValueError, r"k must be a positive integer. Received: k=True\."):
+            check_choice(4, True)
+        with self.assertRaisesRegex(ValueError, r"Received: k=5, groups=4. Pass k<=4"):
+            check_choice(4, 5, "groups")
+
+
+class MaskRowsTest(TestCase):
+    def test_any_rank(self):
+        mask = tf.constant([True, False, True])
+        for shape in ((3,), (3, 2), (3, 2, 4)):
+            x = self.normal(*shape)
+            x[1] = np.nan
+            expected = x.copy()
+            expected[1] = 0
+            self.assertAllEqual(mask_rows(tf.constant(x), mask), expected)
+            self.assertAllEqual(mask_rows(tf.constant(x[:1]), None), x[:1])

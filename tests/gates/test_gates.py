@@ -1,0 +1,56 @@
+import keras
+
+from tests.base import TestCase
+from tf_moe import gates
+
+
+class GetTest(TestCase):
+    def test_every_name(self):
+        for name, kind in gates.GATES.items():
+            num_experts, k = ((4, 2), (2, 1)) if name == "hierarchical" else (4, 2)
+            gate = gates.get(name, num_experts, k, seed=7)
+            self.assertIs(type(gate), kind)
+            self.assertEqual((gate.num_experts, gate.k, gate.seed), (num_experts, k, 7))
+        self.assertGreaterEqual(set(gates.GATES), {"noisy_top_k", "hierarchical", "strictly_balanced"})
+        self.assertIsNone(gates.get("noisy_top_k", 4, 2).seed)
+
+    def test_pairs_make_noisy_top_k_hierarchical(self):
+        for num_experts, k in (((4, 2), (2, 1)), ([4, 2], [2, 1])):
+            gate = gates.get("noisy_top_k", num_experts, k)
+            self.assertIs(type(gate), gates.Hierarchical)
+            self.assertEqual((gate.num_experts, gate.k), ((4, 2), (2, 1)))
+        for num_experts, k in (((4, 2), 2), (8, (2, 1))):
+            with self.assertRaisesRegex(ValueError, "must be a pair"):
+                gates.get("noisy_top_k", num_experts, k)
+        with self.assertRaisesRegex(ValueError, "positive integer"):
+            gates.get("strictly_balanced", (4, 2), (2, 1))
+
+    def test_unknown_names_the_known(self):
+        for identifier in ("switch", None, 3):
+            with self.assertRaisesRegex(ValueError, rf"hierarchical.*noisy_top_k.*Received: gate={identifier!r}"):
+                gates.get(identifier, 4, 2)
+
+    def test_a_gate_is_taken_as_it_is(self):
+        for gate in (gates.NoisyTopK(4, 2), gates.StrictlyBalanced(4, 2)):
+            self.assertIs(gates.get(gate, 4, 2), gate)
+        gate = gates.Hierarchical((4, 2), (2, 1))
+        self.assertIs(gates.get(gate, [4, 2], [2, 1]), gate)
+
+    def test_a_gate_for_other_numbers_raises(self):
+        gate = gates.NoisyTopK(4, 2)
+        for num_experts, k in ((8, 2), (4, 1), ((2, 2), (1, 2))):
+            with self.assertRaisesRegex(ValueError, r"a gate for num_experts=4, k=2, in a layer with num_experts="):
+                gates.get(gate, num_experts, k)
+
+    def test_config(self):
+        for gate in (
+            gates.NoisyTopK(4, 2, kernel_initializer="ones", seed=3),
+            gates.Hierarchical((4, 2), (2, 1), kernel_initializer="ones", seed=3),
+            gates.StrictlyBalanced(4, 2, kernel_initializer="ones", seed=3),
+        ):
+            config = keras.saving.serialize_keras_object(gate)
+            again = gates.get(config, gate.num_experts, gate.k)
+            self.assertIs(type(again), type(gate))
+            self.assertEqual(again.get_config(), gate.get_config())
+            with self.assertRaisesRegex(ValueError, "must be made for"):
+                gates.get(config, 5, 2)
