@@ -130,9 +130,7 @@ def train(middle, name: str, data: Data, options, points: int = 10) -> dict:
         weighted_metrics=[Perplexity()],
     )
     counts = count(model)
-    print(
-        f"\n{name}: {counts.parameters:,} parameters, {counts.multiply_adds:,} ops/timestep (without embedding, softmax)"
-    )
+    print(f"\n{name}: {counts.parameters:,} parameters, {counts.multiply_adds:,} ops/timestep")
     stopwatch = Stopwatch()
     history = model.fit(
         data.train,

@@ -30,7 +30,7 @@ class Perplexity(keras.metrics.SparseCategoricalCrossentropy):
     def update_state(self, y_true, y_pred, sample_weight=None):
         # Keras's losses cast the targets like this. With the same inputs the graph optimizer sees that loss and metric
         # want the same cross-entropy and computes it once; without, a large vocabulary's would cost twice.
-        super().update_state(tf.cast(y_true, tf.float32), y_pred, sample_weight)
+        super().update_state(tf.cast(y_true, tf.float32), tf.convert_to_tensor(y_pred), sample_weight)
 
     def result(self):
         return tf.exp(super().result())

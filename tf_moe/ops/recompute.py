@@ -10,8 +10,8 @@ from tf_moe.ops.xla import compiled_by_xla, not_before
 def recompute(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     """`function(x, *weights)` that keeps only its arguments for the backward pass.
 
-    Unlike `tf.recompute_grad` it copies no weights: only x is tied to the incoming gradient. Under XLA on the CPU it saves
-    nothing, since that merges the two computations.
+    Unlike `tf.recompute_grad` it copies no weights: only x is tied to the incoming gradient. Under XLA on the CPU it
+    saves nothing, since that merges the two computations.
 
     Args:
         function: Deterministic, of tensors alone (no variables): `function(x, *weights)` -> tensor.
