@@ -27,9 +27,9 @@ from tensorflow.experimental import dtensor
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
-from tf_moe.layers.lstm_gates import gates_for
-from tf_moe.layers.recurrence import lstm_scan
-from tf_moe.layers.recurrence_buffers import StaticBuffers, buffers_for
+from tf_moe.recurrence.gates import gates_for
+from tf_moe.recurrence.scan import lstm_scan
+from tf_moe.recurrence.buffers import StaticBuffers, buffers_for
 
 mesh = dtensor.create_mesh([("shard", 2)], devices=["CPU:0", "CPU:1"])
 rng = np.random.default_rng(0)

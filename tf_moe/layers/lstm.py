@@ -4,9 +4,9 @@ import keras
 import tensorflow as tf
 
 from tf_moe.layers.lstm_cell import LSTMCell
-from tf_moe.layers.lstm_gates import gates_for
-from tf_moe.layers.recurrence import lstm_scan
-from tf_moe.layers.recurrence_buffers import buffers_for
+from tf_moe.recurrence.buffers import buffers_for
+from tf_moe.recurrence.gates import gates_for
+from tf_moe.recurrence.scan import lstm_scan
 
 # The arguments of keras.layers.LSTM that describe its cell; the others are the layer's.
 _CELL_ARGUMENTS = {

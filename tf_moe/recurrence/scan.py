@@ -2,8 +2,8 @@
 
 import tensorflow as tf
 
-from tf_moe.layers.lstm_gates import Gates
-from tf_moe.layers.recurrence_buffers import ListBuffers, StaticBuffers
+from tf_moe.recurrence.buffers import ListBuffers, StaticBuffers
+from tf_moe.recurrence.gates import Gates
 
 
 def lstm_scan(

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.base import TestCase
-from tf_moe.layers.lstm_gates import gates_for
-from tf_moe.layers.recurrence import lstm_scan
-from tf_moe.layers.recurrence_buffers import ListBuffers, StaticBuffers, buffers_for
+from tf_moe.recurrence.buffers import ListBuffers, StaticBuffers, buffers_for
+from tf_moe.recurrence.gates import gates_for
+from tf_moe.recurrence.scan import lstm_scan
 
 ACTIVATIONS = {
     "tanh": np.tanh,
