@@ -33,7 +33,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         "--output", metavar="DIR", default="runs/language_model", type=Path, help="default: %(default)s"
     )
     parser.add_argument(
-        "--experts", default=64, type=one_or_two, help="N, or AxB for two levels (default: %(default)s)"
+        "--experts", default=16, type=one_or_two, help="N, or AxB for two levels (default: %(default)s)"
     )
     parser.add_argument("--k", type=one_or_two, help="experts for each token, N or AxB (default: 4, or 2x2)")
     parser.add_argument(
@@ -41,10 +41,12 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     )
     parser.add_argument("--width", default=128, help="of embedding and LSTMs (default: %(default)s)", **number)
     parser.add_argument("--hidden", default=256, help="of each expert (default: %(default)s)", **number)
-    parser.add_argument("--vocabulary", default=8192, help="tokens (default: %(default)s)", **number)
-    parser.add_argument("--epochs", default=1, help="passes over the training text (default: %(default)s)", **number)
-    parser.add_argument("--batch", default=32, help="windows in a batch (default: %(default)s)", **number)
-    parser.add_argument("--steps", default=32, help="time steps of a window (default: %(default)s)", **number)
+    parser.add_argument("--vocabulary", default=4096, help="tokens (default: %(default)s)", **number)
+    parser.add_argument(
+        "--epochs", default=0.6, type=float, help="passes over the training text (default: %(default)s)"
+    )
+    parser.add_argument("--batch", default=16, help="windows in a batch (default: %(default)s)", **number)
+    parser.add_argument("--steps", default=64, help="time steps of a window (default: %(default)s)", **number)
     parser.add_argument("--learning-rate", default=3e-3, type=float, help="highest, of Adam (default: %(default)s)")
     parser.add_argument("--dropout", default=0.1, type=float, help="default: %(default)s")
     parser.add_argument("--seed", default=0, type=int, help="of weights, noise and order (default: %(default)s)")
@@ -80,23 +82,36 @@ class Data:
     train: object
     validation: object
     test: object
-    steps_per_epoch: int
+    total_steps: int
 
 
 def load_data(options) -> Data:
     corpus = Corpus.from_directory(options.data) if options.data else Corpus.standard_library()
     vocabulary = build_vocabulary(corpus.train, options.vocabulary, tokenizer="words" if options.data else "code")
-    size = {"batch_size": options.batch, "steps": options.steps}
 
-    def part(text):
-        batches = contiguous_batches(text, vocabulary, **size, num_tokens=vocabulary.count_tokens(text))
-        return batches.take(4) if options.smoke else batches
+    def held_out(text):
+        """In larger batches, which evaluate faster; every token counts once whatever their size."""
+        length = vocabulary.count_tokens(text)
+        batches = contiguous_batches(text, vocabulary, 4 * options.batch, options.steps, num_tokens=length)
+        return batches.take(2).cache() if options.smoke else batches.cache()
 
     train = contiguous_batches(
-        corpus.train, vocabulary, **size, shuffle_buffer=100_000, seed=options.seed, drop_remainder=True
+        corpus.train,
+        vocabulary,
+        options.batch,
+        options.steps,
+        shuffle_buffer=100_000,
+        seed=options.seed,
+        drop_remainder=True,
     )
-    steps = vocabulary.num_tokens // (options.batch * options.steps)
-    return Data(vocabulary, train.repeat(), part(corpus.validation), part(corpus.test), 20 if options.smoke else steps)
+    steps = int(options.epochs * vocabulary.num_tokens / (options.batch * options.steps))
+    if steps < 1:
+        raise ValueError(
+            f"{options.epochs} epochs of {vocabulary.num_tokens} tokens are not one batch of {options.batch} windows "
+            f"of {options.steps} steps. Pass a smaller --batch or --steps, or more --epochs."
+        )
+    steps = min(steps, 20) if options.smoke else steps
+    return Data(vocabulary, train.repeat(), held_out(corpus.validation), held_out(corpus.test), steps)
 
 
 class Stopwatch(keras.callbacks.Callback):
@@ -114,11 +129,11 @@ class Stopwatch(keras.callbacks.Callback):
         self.steps += 1
 
 
-def train(middle, name: str, data: Data, options, points: int = 10) -> dict:
+def train(middle, name: str, data: Data, options, points: int = 5) -> dict:
     """Train one model and return its row of the table; on the way, `points` looks at the validation text."""
     keras.utils.set_random_seed(options.seed)
     model = language_model(len(data.vocabulary), [middle], options.width, options.dropout, name=name)
-    total_steps = data.steps_per_epoch * options.epochs
+    total_steps = data.total_steps
     points = min(points, total_steps)
     warmup = max(1, min(500, total_steps // 10))
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -138,6 +153,7 @@ def train(middle, name: str, data: Data, options, points: int = 10) -> dict:
         epochs=points,
         validation_data=data.validation,
         callbacks=[stopwatch],
+        shuffle=False,  # the data come shuffled
     ).history
     model.save(options.output / f"{name}.keras")
     row = {
@@ -145,7 +161,7 @@ def train(middle, name: str, data: Data, options, points: int = 10) -> dict:
         "parameters": counts.parameters,
         "ops/timestep": counts.multiply_adds,
         "tokens/s": round(stopwatch.steps * options.batch * options.steps / stopwatch.seconds),
-        "validation perplexity": model.evaluate(data.validation, verbose=0, return_dict=True)["perplexity"],
+        "validation perplexity": history["val_perplexity"][-1],
         "test perplexity": model.evaluate(data.test, verbose=0, return_dict=True)["perplexity"],
     }
     if isinstance(middle, SparseMoE):
@@ -190,7 +206,7 @@ def main(arguments=None) -> None:
     except (ValueError, OSError) as error:  # a wrong argument or an unusable text: the message says what to do
         sys.exit(f"language_model.py: {error}")
     options.output.mkdir(parents=True, exist_ok=True)
-    print(f"{data.vocabulary.num_tokens:,} training tokens, {data.steps_per_epoch:,} steps an epoch")
+    print(f"{data.vocabulary.num_tokens:,} training tokens, {data.total_steps:,} steps for each model")
 
     experts = "x".join(str(n) for n in options.experts) if isinstance(options.experts, tuple) else options.experts
     runs = {
