@@ -15,7 +15,7 @@ GATES = {
 }
 
 
-def get(identifier, num_experts, k, seed: int | None = None) -> Gate:
+def get(identifier, num_experts, k, seed: int | None = None, **options) -> Gate:
     """The gate for an identifier.
 
     Args:
@@ -24,6 +24,7 @@ def get(identifier, num_experts, k, seed: int | None = None) -> Gate:
         num_experts: Number of experts, or a pair.
         k: Number of experts chosen, or a pair.
         seed: Seed of a gate made from a name.
+        **options: Further arguments of a gate made from a name, such as `kernel_initializer`.
 
     Returns:
         A gate for `num_experts` and `k`.
@@ -46,7 +47,7 @@ def get(identifier, num_experts, k, seed: int | None = None) -> Gate:
         identifier = "hierarchical"
     if identifier not in GATES:
         raise ValueError(f"gate must be one of {sorted(GATES)} or a tf_moe.gates.Gate. Received: gate={identifier!r}.")
-    return GATES[identifier](num_experts, k, seed=seed)
+    return GATES[identifier](num_experts, k, seed=seed, **options)
 
 
 def _plain(value):
