@@ -193,7 +193,7 @@ def main(arguments=None) -> None:
     options = parse_arguments(arguments)
     started = time.perf_counter()
     try:
-        # The paper starts the gate at zero. In a run this short it learns to tell tokens apart sooner from random weights.
+        # The paper starts the gate at zero; in a run this short it tells tokens apart sooner from random weights.
         gate = tf_moe.gates.get(
             options.gate, options.experts, options.k, options.seed, kernel_initializer="glorot_uniform"
         )

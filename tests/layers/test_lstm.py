@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.base import TestCase
-from tests.layers.test_recurrence import reference
+from tests.recurrence.test_scan import reference
 from tf_moe.layers.lstm import LSTM
 
 B, T, D, UNITS = 4, 6, 3, 5
