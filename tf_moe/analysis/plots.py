@@ -27,11 +27,8 @@ def plot_perplexity(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]
     axes = figure.subplots()
     for (name, (steps, perplexity)), style in zip(curves.items(), _STYLES, strict=False):
         axes.plot(steps, perplexity, label=f"{name} (last {perplexity[-1]:.1f})", **style)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
     axes.set(xlabel="training step", ylabel="validation perplexity", title=title)
-    axes.grid(which="both", alpha=0.3)
+    axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
 
