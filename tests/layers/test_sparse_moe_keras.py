@@ -189,11 +189,11 @@ for name, y in expected.items():
     fresh = keras.models.clone_model(model)
     fresh.load_weights(f"{folder}/{name}.weights.h5")
     np.testing.assert_allclose(fresh(x), y, atol=1e-5, err_msg=name)
-    served = tf.saved_model.load(f"{folder}/{name}").serve
-    np.testing.assert_allclose(served(x), y, atol=1e-5, err_msg=name)
-    served(x[:1, :2])  # another batch and time
+    served = tf.saved_model.load(f"{folder}/{name}")
+    np.testing.assert_allclose(served.serve(x), y, atol=1e-5, err_msg=name)
+    served.serve(x[:1, :2])  # another batch and time
     if name != "capacity":  # where what is dropped depends on the batch
-        np.testing.assert_allclose(served(x[:1]), y[:1], atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(served.serve(x[:1]), y[:1], atol=1e-5, err_msg=name)
     model.fit(x, x, verbose=0)
 print("all loaded")
 """
