@@ -167,7 +167,7 @@ class SavingTest(TestCase):
         for name, arguments in KINDS.items():
             model = recurrent_model(arguments)
             model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-            model.fit(x, x, verbose=0)
+            model.set_weights([0.5 * self.rng.standard_normal(w.shape) for w in model.get_weights()])
             expected[name] = model(x).numpy()
             model.save(folder / f"{name}.keras")
             model.save_weights(folder / f"{name}.weights.h5")
@@ -194,7 +194,8 @@ for name, y in expected.items():
     served.serve(x[:1, :2])  # another batch and time
     if name != "capacity":  # where what is dropped depends on the batch
         np.testing.assert_allclose(served.serve(x[:1]), y[:1], atol=1e-5, err_msg=name)
-    model.fit(x, x, verbose=0)
+    if name == "flat":
+        model.fit(x, x, verbose=0)  # and it trains on
 print("all loaded")
 """
         run = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=False)
