@@ -129,12 +129,12 @@ class Stopwatch(keras.callbacks.Callback):
         self.steps += 1
 
 
-def train(middle, name: str, data: Data, options, points: int = 5) -> dict:
-    """Train one model and return its row of the table; on the way, `points` looks at the validation text."""
+def train(middle, name: str, data: Data, options) -> dict:
+    """Train one model, with some looks at the validation text on the way, and return its row of the table."""
     keras.utils.set_random_seed(options.seed)
     model = language_model(len(data.vocabulary), [middle], options.width, options.dropout, name=name)
     total_steps = data.total_steps
-    points = min(points, total_steps)
+    points = min(2 if options.smoke else 5, total_steps)
     warmup = max(1, min(500, total_steps // 10))
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, total_steps - warmup), alpha=0.05, warmup_target=options.learning_rate, warmup_steps=warmup
