@@ -48,7 +48,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--batch", default=16, help="windows in a batch (default: %(default)s)", **number)
     parser.add_argument("--steps", default=64, help="time steps of a window (default: %(default)s)", **number)
     parser.add_argument("--learning-rate", default=3e-3, type=float, help="highest, of Adam (default: %(default)s)")
-    parser.add_argument("--dropout", default=0.1, type=float, help="default: %(default)s")
+    parser.add_argument("--dropout", default=0.1, type=share, help="default: %(default)s")
     parser.add_argument("--seed", default=0, type=int, help="of weights, noise and order (default: %(default)s)")
     parser.add_argument("--smoke", action="store_true", help="a tiny run, to see that all works")
     options = parser.parse_args(arguments)
@@ -63,6 +63,13 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to under 1, not {value}")
     return value
 
 
@@ -128,6 +135,11 @@ class Stopwatch(keras.callbacks.Callback):
         self.seconds += time.perf_counter() - self.start if self.steps >= 0 else 0.0
         self.steps += 1
 
+    @property
+    def steps_per_second(self) -> float:
+        """0 where there was no second step to measure."""
+        return self.steps / self.seconds if self.seconds else 0.0
+
 
 def train(middle, name: str, data: Data, options) -> dict:
     """Train one model, with some looks at the validation text on the way, and return its row of the table."""
@@ -160,7 +172,7 @@ def train(middle, name: str, data: Data, options) -> dict:
         "model": name,
         "parameters": counts.parameters,
         "ops/timestep": counts.multiply_adds,
-        "tokens/s": round(stopwatch.steps * options.batch * options.steps / stopwatch.seconds),
+        "tokens/s": round(stopwatch.steps_per_second * options.batch * options.steps),
         "validation perplexity": history["val_perplexity"][-1],
         "test perplexity": model.evaluate(data.test, verbose=0, return_dict=True)["perplexity"],
     }
@@ -177,7 +189,7 @@ def train(middle, name: str, data: Data, options) -> dict:
     return {"row": row, "history": history, "curve": (steps, history["val_perplexity"])}
 
 
-def print_table(rows: list[dict]) -> str:
+def format_table(rows: list[dict]) -> str:
     columns = list(rows[0])
 
     def show(value):
@@ -213,7 +225,7 @@ def main(arguments=None) -> None:
     }
     data.vocabulary.save(options.output / "vocabulary.txt")
     (options.output / "history.json").write_text(json.dumps({n: run["history"] for n, run in runs.items()}, indent=1))
-    table = print_table([run["row"] for run in runs.values()])
+    table = format_table([run["row"] for run in runs.values()])
     (options.output / "table.md").write_text(table + "\n")
     plots.plot_perplexity(
         {n: run["curve"] for n, run in runs.items()}, options.output / "perplexity.png", "Equal compute"

@@ -60,6 +60,7 @@ class LanguageModelExampleTest(TestCase):
         ("levels_do_not_match", ["--experts", "4x4", "--k", "3"], "k=3"),
         ("not_a_number", ["--experts", "many"], "many"),
         ("zero", ["--width", "0"], "at least 1"),
+        ("dropout", ["--dropout", "1.5"], "1.5"),
         ("gate", ["--gate", "top_k"], "top_k"),
     )
     def test_mistakes_get_a_message_and_no_traceback(self, arguments, received):

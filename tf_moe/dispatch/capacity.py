@@ -44,14 +44,14 @@ def dispatch_capacity(
         order = groups.order
     size = tf.size(index)
     block = make_block(groups.counts, size, capacity)
-    assignment = gather_or_none(order, tf.reshape(block.row, [-1]))
+    assignment = _gather_or_none(order, tf.reshape(block.row, [-1]))
     place = tf.scatter_nd(tf.expand_dims(order, -1), block.place, tf.expand_dims(size, 0))
     kept = tf.minimum(groups.counts, capacity)
     dropped = tf.reduce_sum(groups.counts - kept)
     return Plan(assignment, tf.reshape(place, tf.shape(expert_index)), kept, dropped, capacity)
 
 
-def gather_or_none(index: tf.Tensor, at: tf.Tensor) -> tf.Tensor:
+def _gather_or_none(index: tf.Tensor, at: tf.Tensor) -> tf.Tensor:
     """`index[at]`, and -1 where `at` is -1."""
     return tf.where(at < 0, -1, gather_or_zero(index, at))
 
