@@ -7,6 +7,11 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
+# Before anything else runs TensorFlow: the devices of tests on a mesh. Everything else runs on the first.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 8
+)
+
 
 class TestCase(parameterized.TestCase, tf.test.TestCase):
     """tf.test.TestCase reseeds TensorFlow; this adds a NumPy generator with a fresh seed each run.

@@ -1,9 +1,15 @@
 """Initial values for weights that are stacked over experts."""
 
+import math
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from tf_moe.mesh.shards import initialized_experts
+
+# Up to so many values are drawn at once, for speed; beyond, expert by expert, so that a device can make just its own.
+LARGEST_DRAW = 2**24
 
 _SHAPE_FREE = (
     keras.initializers.Zeros,
@@ -37,13 +43,31 @@ class PerExpert(keras.initializers.Initializer):
         self.stream = stream
 
     def __call__(self, shape, dtype=None):
-        """Values of shape `shape`, whose first axis is the experts'."""
-        if isinstance(self.initializer, keras.initializers.VarianceScaling) and len(shape) > 2:
-            # Whatever the mode, the fan of the stacked shape is E times the slice's: one draw, put right by sqrt(E).
-            return self._slice_initializer(0)(shape, dtype=dtype) * float(shape[0]) ** 0.5
-        if isinstance(self.initializer, _SHAPE_FREE):
-            return self._slice_initializer(0)(shape, dtype=dtype)
-        return tf.stack([self._slice_initializer(e)(tuple(shape[1:]), dtype=dtype) for e in range(shape[0])])
+        """Values of shape `shape`, whose first axis is the experts'.
+
+        Inside `tf_moe.mesh.shards.initializing(start, stop)` just those of these experts, with the same numbers.
+        """
+        start, stop = initialized_experts() or (0, shape[0])
+        if self._can_be_stacked(shape) and math.prod(shape) <= LARGEST_DRAW:
+            return self._draw(0, shape, dtype)[start:stop]
+        return tf.concat([self._draw(e, (1, *shape[1:]), dtype) for e in range(start, stop)], axis=0)
+
+    def _can_be_stacked(self, shape) -> bool:
+        """Whether the initializer can draw for several experts at once."""
+        if isinstance(self.initializer, keras.initializers.VarianceScaling):
+            return len(shape) > 2  # of a matrix the first axis is taken for the inputs
+        return isinstance(self.initializer, _SHAPE_FREE)
+
+    def _draw(self, stream, shape, dtype):
+        """Values `(n, ...)` of n experts at once, or of one by an initializer that can do no more."""
+        initializer = self._slice_initializer(stream)
+        if not self._can_be_stacked(shape):
+            return tf.expand_dims(initializer(tuple(shape[1:]), dtype=dtype), 0)
+        values = initializer(shape, dtype=dtype)
+        if isinstance(initializer, keras.initializers.VarianceScaling):
+            # Whatever the mode, the fan of the stacked shape is n times the slice's: put right by sqrt(n).
+            values *= float(shape[0]) ** 0.5
+        return values
 
     def _slice_initializer(self, expert: int):
         """The initializer with a seed of its own for this stream and expert; itself where it draws nothing."""

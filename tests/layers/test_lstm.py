@@ -74,8 +74,10 @@ class TwinTest(TestCase):
     def check(self, mask=None, states=False, training=True, **options):
         inputs = self.normal(B, T, D)
         states = [self.normal(B, UNITS), self.normal(B, UNITS)] if states else None
-        expected, found = (run(layer, inputs, mask, states, training) for layer in self.twins(**options))
-        self.assertAllClose(found, expected, rtol=1e-5, atol=1e-5)
+        pairs = (tf.nest.flatten(run(layer, inputs, mask, states, training)) for layer in self.twins(**options))
+        for expected, found in zip(*pairs, strict=True):
+            # Sums over all steps differ in their last bits, which are those of the largest terms.
+            self.assertAllClose(found, expected, rtol=1e-5, atol=1e-6 * (10 + np.abs(expected).max()))
 
     def test_options(self):
         for options in OPTIONS:

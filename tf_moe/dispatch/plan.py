@@ -28,6 +28,11 @@ class Plan(NamedTuple):
     dropped: tf.Tensor
     capacity: int | tf.Tensor | None = None
 
+    @property
+    def assigned(self) -> tf.Tensor:
+        """Int32 scalar, assignments in all, the dropped ones included."""
+        return tf.reduce_sum(self.counts) + self.dropped
+
     def dispatch(self, tokens: tf.Tensor) -> tf.Tensor:
         """Tokens `(T, D)` -> the experts' buffer `(S, D)`; empty rows are zero."""
         choices = tf.shape(self.slot)[1]

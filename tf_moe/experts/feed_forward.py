@@ -5,7 +5,11 @@ import tensorflow as tf
 
 from tf_moe.experts.constraints import ConstrainEach
 from tf_moe.initializers import PerExpert
+from tf_moe.mesh.groups import Groups
+from tf_moe.mesh.move import Exchange
+from tf_moe.mesh.shards import shards_of, split_over_experts
 from tf_moe.ops.grouped import apply_grouped
+from tf_moe.ops.grouped_mesh import apply_grouped_mesh
 from tf_moe.ops.recompute import recompute
 
 
@@ -30,9 +34,10 @@ class FeedForward(keras.layers.Layer):
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Call arguments:
-        rows: `(S, D)`, sorted by expert; or `(E * C, D)`, C rows for each.
-        counts: Int32 `(E,)`, rows of each expert.
-        capacity: C, or None where rows are sorted without gaps.
+        rows: `(S, D)`, sorted by expert; or `(E * C, D)`, C rows for each; or, on a mesh, `(N, R, M, D)`, sorted by
+            expert on each device.
+        counts: Int32 `(E,)`, rows of each expert; on a mesh, `tf_moe.mesh.groups.Groups`.
+        capacity: C, or None where rows are sorted without gaps. On a mesh, the rows of an expert that a device sends.
 
     Reference: section 3.2 and appendix C.1 of Shazeer et al. (2017).
     """
@@ -62,14 +67,13 @@ class FeedForward(keras.layers.Layer):
 
     def build(self, input_shape):
         width = input_shape[-1]
-        self.hidden_kernel = self._add_kernel("hidden_kernel", (width, self.hidden), stream=0)
-        self.output_kernel = self._add_kernel("output_kernel", (self.hidden, width), stream=1)
-        self.hidden_bias = self.output_bias = None
-        if self.use_bias:
-            shape = (self.num_experts, self.hidden)
-            self.hidden_bias = self.add_weight(shape=shape, initializer="zeros", name="hidden_bias")
-            shape = (self.num_experts, width)
-            self.output_bias = self.add_weight(shape=shape, initializer="zeros", name="output_bias")
+        with split_over_experts(self.num_experts):
+            self.hidden_kernel = self._add_kernel("hidden_kernel", (width, self.hidden), stream=0)
+            self.output_kernel = self._add_kernel("output_kernel", (self.hidden, width), stream=1)
+            self.hidden_bias = self.output_bias = None
+            if self.use_bias:
+                self.hidden_bias = self._add_bias("hidden_bias", self.hidden)
+                self.output_bias = self._add_bias("output_bias", width)
 
     def _add_kernel(self, name, shape, stream):
         return self.add_weight(
@@ -80,12 +84,18 @@ class FeedForward(keras.layers.Layer):
             name=name,
         )
 
-    def call(self, rows: tf.Tensor, counts: tf.Tensor, capacity: int | tf.Tensor | None = None) -> tf.Tensor:
+    def _add_bias(self, name, width):
+        return self.add_weight(shape=(self.num_experts, width), initializer=PerExpert("zeros"), name=name)
+
+    def call(self, rows: tf.Tensor, counts: tf.Tensor | Groups, capacity: int | tf.Tensor | None = None) -> tf.Tensor:
         weights = [self.hidden_kernel, self.output_kernel]
         if self.use_bias:
             weights += [self.hidden_bias, self.output_bias]
         # Read whole: a gather of a variable would make every later read copy it.
         weights = [tf.convert_to_tensor(w) for w in weights]
+        if isinstance(counts, Groups):
+            move = Exchange(shards_of(self.hidden_kernel))
+            return apply_grouped_mesh(self._feed_forward, rows, counts, weights, move, capacity, self.recompute)
         if capacity is None:
             return apply_grouped(self._feed_forward, rows, counts, weights, self.recompute)
         function = recompute(self._feed_forward) if self.recompute else self._feed_forward

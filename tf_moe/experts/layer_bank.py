@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tf_moe.mesh.groups import Groups
 from tf_moe.ops.xla import compiled_by_xla
 
 
@@ -59,6 +60,12 @@ class LayerBank(keras.layers.Layer):
                 )
 
     def call(self, rows: tf.Tensor, counts: tf.Tensor, capacity: int | tf.Tensor | None = None) -> tf.Tensor:
+        if isinstance(counts, Groups):
+            raise ValueError(
+                "Experts that are Keras layers cannot be split over the devices of a mesh: each has its own weights. "
+                f"Received: expert={self.layers[0]!r} and so on, under ExpertParallelStrategy. Pass expert=None for "
+                "the built-in experts, or use tf.distribute.MirroredStrategy, which gives every device all experts."
+            )
         if capacity is None and compiled_by_xla():
             raise ValueError(
                 "Experts that are Keras layers get as many rows as the loads of each step say, and XLA needs shapes "

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from tf_moe.losses import top_k_probability
+from tf_moe.ops.choice import read_at, top_k
 from tf_moe.ops.ties import top_k_spread
 
 
@@ -24,7 +25,7 @@ def choose_noisy(
     """
     stddev = tf.math.softplus(noise_logits)
     noisy_logits = clean_logits + noise * stddev
-    highest, index = tf.math.top_k(noisy_logits, min(k + 1, clean_logits.shape[-1]))
+    highest, index = top_k(noisy_logits, min(k + 1, clean_logits.shape[-1]))
     probability = top_k_probability(clean_logits, noisy_logits, stddev, highest, k)
     return index[:, :k], softmax_of_chosen(highest[:, :k], noisy_logits), probability
 
@@ -37,7 +38,7 @@ def choose(clean_logits: tf.Tensor, token_code: tf.Tensor, k: int) -> tuple[tf.T
         weights: `(T, k)`, see `softmax_of_chosen`.
     """
     index = top_k_spread(clean_logits, token_code, k)
-    chosen = tf.gather(clean_logits, index, batch_dims=1)
+    chosen = read_at(clean_logits, index)
     return index, softmax_of_chosen(chosen, clean_logits)
 
 

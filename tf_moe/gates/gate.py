@@ -6,6 +6,8 @@ import keras
 import tensorflow as tf
 
 from tf_moe.gates.routing import Routing
+from tf_moe.mesh.noise import normal
+from tf_moe.mesh.shards import computed_where, current_shards
 
 
 class Gate(keras.layers.Layer):
@@ -46,12 +48,22 @@ class Gate(keras.layers.Layer):
     def call(self, inputs: tf.Tensor, mask: tf.Tensor | None = None, training: bool = False) -> Routing:
         raise NotImplementedError(f"{type(self).__name__} must implement call(inputs, mask, training).")
 
+    def __call__(self, inputs, *args, **kwargs):
+        if not self.built:
+            self.build(inputs.shape)
+        with computed_where(self.weights[0] if self.weights else None):
+            return super().__call__(inputs, *args, **kwargs)
+
     def compute_mask(self, inputs, mask=None):
         return None  # a Routing has used up the mask: masked tokens are those with zero weights
 
     def noise(self, shape: tf.Tensor) -> tf.Tensor:
         """Standard normal float32 numbers, new in every call."""
-        return tf.random.stateless_normal(shape, tf.cast(self.seed_generator.next(), tf.int32))
+        seed, shards = tf.cast(self.seed_generator.next(), tf.int32), current_shards()
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:  # their generators are copies of one another
+            seed = tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)
+        return normal(tf.get_static_value(shape), seed, shards) if shards else tf.random.stateless_normal(shape, seed)
 
     def get_config(self):
         config = super().get_config()

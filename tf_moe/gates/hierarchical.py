@@ -7,9 +7,8 @@ from tf_moe.gates.choice import choose, choose_noisy
 from tf_moe.gates.gate import Gate, Initializer, check_choice, mask_rows
 from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
 from tf_moe.initializers import PerExpert
-from tf_moe.ops.grouped import apply_grouped
-from tf_moe.ops.groups import group_by
-from tf_moe.ops.rows import take_rows
+from tf_moe.ops.by_group import matmul_by_group
+from tf_moe.ops.sums import sum_rows_by_group
 from tf_moe.ops.ties import code_tokens
 
 
@@ -105,21 +104,18 @@ class Hierarchical(Gate):
         """Second level: experts and weights (T, k0, k1), and in training the loads (a, b)."""
         groups, (k0, k1) = self.num_experts[0], self.k
         tokens = tf.shape(inputs)[0]
-        flat_group = tf.reshape(tf.where(group_weights > 0, group, groups), [tokens * k0])
-        sent = group_by(flat_group, groups)
-
-        kernels = [tf.convert_to_tensor(self.group_kernel)]
+        group = tf.where(group_weights > 0, group, groups)
+        kernel = tf.convert_to_tensor(self.group_kernel)
         if training:
-            kernels = [tf.concat([kernels[0], tf.convert_to_tensor(self.group_noise_kernel)], axis=-1)]
-        rows = take_rows(inputs, tf.math.floordiv(sent.order, k0), tf.reshape(sent.place, [tokens, k0]))
-        logits = apply_grouped(tf.matmul, rows, sent.counts, kernels)  # (T * k0, b or 2b) sorted by group
-        logits = take_rows(logits, sent.place, tf.expand_dims(sent.order, -1))  # in the order of the tokens
+            kernel = tf.concat([kernel, tf.convert_to_tensor(self.group_noise_kernel)], axis=-1)
+        logits = matmul_by_group(inputs, group, kernel)  # (T, k0, b or 2b)
+        logits = tf.reshape(logits, [tokens * k0, kernel.shape[-1]])
 
         if training:
             clean_logits, noise_logits = tf.split(logits, 2, axis=-1)
             noise = self.noise(tf.shape(clean_logits))
             index, weights, probability = choose_noisy(clean_logits, noise_logits, noise, k1)
-            load = tf.math.unsorted_segment_sum(probability, flat_group, groups + 1)[:groups]
+            load = sum_rows_by_group(probability, tf.reshape(group, [tokens * k0]), groups)
         else:
             # Another code than the first level's, or equal tokens' ties would fall together on both levels.
             code = tf.math.floordiv(tf.repeat(code_tokens(inputs), k0), groups)

@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tf_moe.ops.choice import add_at
+from tf_moe.ops.sums import sum_by_group
+
 # Above this many experts the (T, E) matrix of gate values is not made for inspection.
 LARGEST_DENSE = 4096
 
@@ -33,7 +36,7 @@ class Routing(NamedTuple):
 
 def total_by_expert(values: tf.Tensor, expert_index: tf.Tensor, num_experts: int) -> tf.Tensor:
     """Sum of values over the assignments of each expert, `(E,)`. Both arguments are `(T, K)`."""
-    return tf.math.unsorted_segment_sum(tf.reshape(values, [-1]), tf.reshape(expert_index, [-1]), num_experts)
+    return sum_by_group(values, expert_index, num_experts)
 
 
 def count_by_expert(combine_weights: tf.Tensor, expert_index: tf.Tensor, num_experts: int) -> tf.Tensor:
@@ -46,7 +49,4 @@ def dense_gates(routing: Routing, num_experts: int) -> tf.Tensor | None:
     """The combine weights as a matrix `(T, E)`; None above 4096 experts."""
     if num_experts > LARGEST_DENSE:
         return None
-    tokens = tf.shape(routing.expert_index)[0]
-    row = tf.expand_dims(tf.range(tokens), -1) * num_experts
-    flat = total_by_expert(routing.combine_weights, row + routing.expert_index, tokens * num_experts)
-    return tf.reshape(flat, [tokens, num_experts])
+    return add_at(routing.combine_weights, routing.expert_index, num_experts)

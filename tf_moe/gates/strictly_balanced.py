@@ -4,8 +4,9 @@ import keras
 import tensorflow as tf
 
 from tf_moe.gates.gate import Gate, Initializer, check_choice, mask_rows
-from tf_moe.gates.routing import Routing, count_by_expert
+from tf_moe.gates.routing import Routing
 from tf_moe.losses import importance, threshold_loss
+from tf_moe.mesh.shards import EXPERT, current_shards
 from tf_moe.ops.xla import compiled_by_xla
 
 
@@ -79,21 +80,25 @@ class StrictlyBalanced(Gate):
         gates = mask_rows(scores * tf.cast(chosen, tf.float32), mask)
         if self.k > 1:
             gates = tf.math.divide_no_nan(gates, tf.reduce_sum(gates, axis=-1, keepdims=True))
-        weights, index = tf.math.top_k(gates, self._most_experts_of_a_token(gates))
-        load = count_by_expert(weights, index, self.num_experts)
+        load = tf.reduce_sum(tf.cast(tf.stop_gradient(gates) > 0, tf.float32), axis=0)
+        index, weights = _choices(gates)
         return Routing(index, weights, None, importance(gates), load, loss)
-
-    def _most_experts_of_a_token(self, gates):
-        """K of the routing. It depends on the step; where shapes must be static it is E."""
-        if compiled_by_xla():
-            return self.num_experts
-        return tf.maximum(1, tf.reduce_max(tf.math.count_nonzero(gates, axis=-1, dtype=tf.int32), axis=0))
 
     def get_config(self):
         return {
             **super().get_config(),
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+def _choices(gates: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Experts and weights `(T, K)`, K being the most experts of a token in this step; E where shapes must be static."""
+    if compiled_by_xla() or current_shards():
+        index = tf.zeros_like(gates, tf.int32) + tf.expand_dims(tf.range(gates.shape[-1]), 0)
+        return index, gates
+    most = tf.reduce_max(tf.math.count_nonzero(gates, axis=-1, dtype=tf.int32), axis=0)
+    weights, index = tf.math.top_k(gates, tf.maximum(1, most))
+    return index, weights
 
 
 def batchwise_choice(scores: tf.Tensor, k: int, mask: tf.Tensor | None = None) -> tf.Tensor:
@@ -111,17 +116,23 @@ def batchwise_choice(scores: tf.Tensor, k: int, mask: tf.Tensor | None = None) -
         Bool `(T, E)`, without gradient.
     """
     num_experts = scores.shape[-1]
-    scores = tf.transpose(tf.stop_gradient(scores))  # (E, T)
-    number = tf.range(tf.shape(scores)[1])  # of each token
-    unmasked = tf.size(number)
+    scores, shards = tf.transpose(tf.stop_gradient(scores)), current_shards()  # (E, T)
+    if shards and mask is not None:
+        mask = shards.whole(mask)
+    size = tf.shape(scores)[1]
+    number = tf.range(size)  # of each token
+    unmasked = size
     if mask is not None:
         number = tf.cumsum(tf.cast(mask, tf.int32), exclusive=True)  # among the unmasked ones
         unmasked = tf.math.count_nonzero(mask, dtype=tf.int32)
         scores = tf.where(tf.expand_dims(mask, 0), scores, -1.0)
     m = tf.cast(tf.round(k * tf.cast(unmasked, tf.float32) / num_experts), tf.int32)
     m = tf.clip_by_value(m, tf.minimum(1, unmasked), unmasked)
-    turn = tf.expand_dims(number, 0) - tf.expand_dims(tf.range(num_experts) * m, 1)
-    turn = tf.argsort(tf.math.floormod(turn, tf.maximum(unmasked, 1)), stable=True)
+    first = tf.math.floormod(tf.range(num_experts) * m, tf.maximum(unmasked, 1))  # number of each expert's first
+    first = tf.reduce_sum(tf.cast(tf.expand_dims(number, 0) < tf.expand_dims(first, 1), tf.int32), axis=1)
+    turn = tf.math.floormod(tf.expand_dims(first, 1) + tf.expand_dims(tf.range(size), 0), tf.maximum(size, 1))
+    if shards:  # an all-to-all: every device chooses for its experts, among the tokens of all
+        scores, turn = shards.lay_out(scores, {0: EXPERT}), shards.lay_out(turn, {0: EXPERT})
     # (E, T): each expert's tokens, first in its order of preference among equals, then best first.
     order = tf.argsort(tf.gather(scores, turn, batch_dims=1), direction="DESCENDING", stable=True)
     token = tf.gather(turn, order, batch_dims=1)

@@ -7,11 +7,20 @@ import keras
 import tensorflow as tf
 
 from tf_moe import gates
-from tf_moe.dispatch import DROP_BY, Plan, capacity_of, dispatch_capacity, dispatch_sorted
+from tf_moe.dispatch import (
+    DROP_BY,
+    Plan,
+    ShardedPlan,
+    capacity_of,
+    dispatch_capacity,
+    dispatch_sharded,
+    dispatch_sorted,
+)
 from tf_moe.experts import FeedForward, LayerBank
 from tf_moe.gates.routing import Routing, dense_gates
 from tf_moe.layers.balance import balance_metrics, measure_balance
 from tf_moe.losses import cv_squared
+from tf_moe.mesh.shards import computed_where, current_shards
 
 
 @keras.saving.register_keras_serializable(package="tf_moe")
@@ -188,7 +197,15 @@ class SparseMoE(keras.layers.Layer):
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: width})
 
     def call(self, inputs, mask=None, training=False):
+        with computed_where(self.experts.weights[0] if self.experts.weights else None):
+            return self._call(inputs, mask, training)
+
+    def _call(self, inputs, mask, training):
         tokens, token_mask = self._flatten(inputs, mask)
+        shards = current_shards()
+        if shards is not None:
+            tokens = shards.lay_out_batch(tokens)
+            token_mask = None if token_mask is None else shards.lay_out_batch(token_mask)
         routing = self.gate(tokens, mask=token_mask, training=training)
         plan = self._plan(routing, tokens)
         rows = plan.dispatch(tokens)
@@ -200,6 +217,10 @@ class SparseMoE(keras.layers.Layer):
         if training:
             self.add_loss(self._balance_loss(routing))
         self._update_metrics(routing, plan)
+        if shards is not None and inputs.shape[0] % shards.batch_pieces:
+            outputs = shards.whole(outputs)
+        if inputs.shape.is_fully_defined():
+            return tf.reshape(outputs, inputs.shape)
         return tf.ensure_shape(tf.reshape(outputs, tf.shape(inputs)), inputs.shape)
 
     def route(self, inputs, mask=None, training: bool = False) -> Routing:
@@ -231,10 +252,20 @@ class SparseMoE(keras.layers.Layer):
                     "mask must have the shape of the inputs without the last dimension. "
                     f"Received: mask {mask.shape}, inputs {inputs.shape}."
                 )
-            mask = tf.reshape(mask, [-1])
-        return tf.reshape(inputs, [-1, inputs.shape[-1]]), mask
+            mask = tf.reshape(mask, [math.prod(mask.shape) if mask.shape.is_fully_defined() else -1])
+        tokens = math.prod(inputs.shape[:-1]) if inputs.shape.is_fully_defined() else -1
+        return tf.reshape(inputs, [tokens, inputs.shape[-1]]), mask
 
-    def _plan(self, routing: Routing, tokens) -> Plan:
+    def _plan(self, routing: Routing, tokens) -> Plan | ShardedPlan:
+        shards = current_shards()
+        if shards is not None:
+            capacity = None
+            if self.capacity_factor is not None:
+                size = shards.share(tokens.shape[0])
+                capacity = capacity_of(size, self.total_experts, self.total_k, self.capacity_factor)
+            return dispatch_sharded(
+                routing.expert_index, routing.combine_weights, self.total_experts, shards, capacity, self.drop_by
+            )
         if self.capacity_factor is None:
             return dispatch_sorted(routing.expert_index, routing.combine_weights, self.total_experts)
         size = tf.shape(tokens)[0] if tokens.shape[0] is None else tokens.shape[0]
@@ -249,8 +280,7 @@ class SparseMoE(keras.layers.Layer):
         return loss + self.load_weight * cv_squared(routing.load)
 
     def _update_metrics(self, routing: Routing, plan: Plan):
-        assigned = tf.reduce_sum(plan.counts) + plan.dropped
-        values = measure_balance(routing.importance, routing.load, plan.dropped, assigned)
+        values = measure_balance(routing.importance, routing.load, plan.dropped, plan.assigned)
         for name, value in values.items():
             self.balance_metrics[name].update_state(tf.stop_gradient(value))
 

@@ -1,0 +1,74 @@
+"""The dispatcher on a mesh: every device sorts its own tokens' assignments by expert.
+
+Legend: N shards, R replicas, T tokens in all, S tokens a device, K choices, E experts, M = S * K, D width.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tf_moe.mesh.groups import Groups, group_by
+from tf_moe.mesh.rows import sum_rows, take_rows
+from tf_moe.mesh.shards import Shards
+
+
+class ShardedPlan(NamedTuple):
+    """Which assignment stands in which row on its device. See `Plan`, which it can stand in for.
+
+    Attributes:
+        counts: How the rows are sorted, which is what the experts need to know.
+        slot: Int32 `(N, R, S, K)`, the row of each assignment.
+        dropped: Int32 scalar, assignments beyond the capacity, over all devices.
+        capacity: Rows of an expert that each device may send; None where it sends all.
+        shards: The mesh.
+    """
+
+    counts: Groups
+    slot: tf.Tensor
+    dropped: tf.Tensor
+    capacity: int | None
+    shards: Shards
+
+    @property
+    def assigned(self) -> tf.Tensor:
+        """Int32 scalar, assignments in all, the dropped ones included."""
+        return tf.reduce_sum(self.counts.counts)
+
+    def dispatch(self, tokens: tf.Tensor) -> tf.Tensor:
+        """Tokens `(T, D)` -> rows `(N, R, M, D)`, sorted by expert on each device."""
+        source = tf.math.floordiv(self.counts.order, self.slot.shape[-1])
+        return take_rows(self.shards.split(tokens), source, self.slot)
+
+    def combine(self, outputs: tf.Tensor, combine_weights: tf.Tensor) -> tf.Tensor:
+        """Rows `(N, R, M, D)` and weights `(T, K)` -> float32 `(T, D)`, the weighted sum of each token's outputs."""
+        weights = self.shards.split(combine_weights)
+        return self.shards.join(sum_rows(outputs, weights, self.counts.order, self.slot))
+
+
+def dispatch_sharded(
+    expert_index: tf.Tensor,
+    combine_weights: tf.Tensor,
+    num_experts: int,
+    shards: Shards,
+    capacity: int | None = None,
+    drop_by: str = "position",
+) -> ShardedPlan:
+    """Every assignment gets a row on its token's device, sorted by expert there.
+
+    Args:
+        expert_index: Int32 `(T, K)`.
+        combine_weights: `(T, K)`; an assignment with weight zero goes nowhere.
+        num_experts: Number of experts E.
+        shards: The mesh.
+        capacity: None to drop nothing; else the rows of an expert that each device may send.
+        drop_by: Which of a device's assignments stay, see `dispatch_capacity`.
+    """
+    index = shards.split(tf.where(combine_weights > 0, expert_index, num_experts))
+    weights = shards.split(combine_weights)
+    devices, replicas, size, choices = index.shape
+    flat = [devices, replicas, size * choices]
+    priority = tf.reshape(weights, flat) if drop_by == "weight" else None
+    sent = group_by(tf.reshape(index, flat), num_experts, priority)
+    kept = sent.counts if capacity is None else tf.minimum(sent.counts, capacity)
+    dropped = tf.reduce_sum(sent.counts - kept)
+    return ShardedPlan(sent, tf.reshape(sent.place, index.shape), dropped, capacity, shards)

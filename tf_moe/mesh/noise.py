@@ -1,0 +1,17 @@
+"""Random numbers on a mesh."""
+
+import math
+
+import tensorflow as tf
+
+from tf_moe.mesh.shards import Shards
+
+# Up to so many, every device draws all numbers and keeps its own, so that they are the same for any number of devices.
+# Beyond, each device draws its own stream: DTensor gives every device a seed of its own.
+LARGEST_COMMON_DRAW = 2**22
+
+
+def normal(shape: list[int], seed: tf.Tensor, shards: Shards) -> tf.Tensor:
+    """Standard normal float32 numbers of a shape; up to 4 million, the same as on one device."""
+    numbers = tf.random.stateless_normal(shape, seed)
+    return shards.whole(numbers) if math.prod(shape) <= LARGEST_COMMON_DRAW else numbers

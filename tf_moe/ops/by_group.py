@@ -1,0 +1,51 @@
+"""Products of tokens with the matrices of the groups they belong to."""
+
+import tensorflow as tf
+
+from tf_moe.mesh import groups as mesh_groups
+from tf_moe.mesh import rows as mesh_rows
+from tf_moe.mesh.move import Stay
+from tf_moe.mesh.shards import Shards, current_shards
+from tf_moe.ops.grouped import apply_grouped
+from tf_moe.ops.grouped_mesh import apply_grouped_mesh
+from tf_moe.ops.groups import group_by
+from tf_moe.ops.rows import take_rows
+
+
+def matmul_by_group(tokens: tf.Tensor, group: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """`tokens[t] @ kernel[group[t, k]]` for every token and each of its groups, each product just where it is needed.
+
+    Args:
+        tokens: `(T, D)`.
+        group: Int32 `(T, K)`; G is no group.
+        kernel: `(G, D, O)`.
+
+    Returns:
+        `(T, K, O)`, zero where there is no group.
+    """
+    shards = current_shards()
+    if shards is not None:
+        return _on_mesh(tokens, group, kernel, shards)
+    size, choices = tf.shape(tokens)[0], group.shape[-1]
+    sent = group_by(tf.reshape(group, [-1]), kernel.shape[0])
+    rows = take_rows(tokens, tf.math.floordiv(sent.order, choices), tf.reshape(sent.place, [size, choices]))
+    products = apply_grouped(tf.matmul, rows, sent.counts, [kernel])
+    products = take_rows(products, sent.place, tf.expand_dims(sent.order, -1))  # in the order of the tokens
+    return tf.reshape(products, [size, choices, kernel.shape[-1]])
+
+
+def _on_mesh(tokens, group, kernel, shards: Shards):
+    choices = group.shape[-1]
+    tokens, group = shards.split(tokens), shards.split(group)
+    devices, replicas, size, _ = group.shape
+    sent = mesh_groups.group_by(tf.reshape(group, [devices, replicas, size * choices]), kernel.shape[0])
+    slots = tf.reshape(sent.place, group.shape)
+    rows = mesh_rows.take_rows(tokens, tf.math.floordiv(sent.order, choices), slots)
+    products = apply_grouped_mesh(_matmul_each, rows, sent, [kernel], Stay())
+    products = mesh_rows.take_rows(products, sent.place, tf.expand_dims(sent.order, -1))
+    return shards.join(tf.reshape(products, [devices, replicas, size, choices, kernel.shape[-1]]))
+
+
+def _matmul_each(x, kernel):
+    """(N, R, G, C, D), (G, D, O) -> (N, R, G, C, O)."""
+    return tf.einsum("nrgcd,gdo->nrgco", x, kernel)
