@@ -8,13 +8,14 @@ if keras.backend.backend() != "tensorflow":
         "Set KERAS_BACKEND=tensorflow in the environment (or in ~/.keras/keras.json) before Keras is imported."
     )
 
-from tf_moe import analysis, dispatch, experts, gates, initializers, layers, losses, models, text
+from tf_moe import analysis, dispatch, distribute, experts, gates, initializers, layers, losses, models, text
 from tf_moe._version import __version__
 
 __all__ = [
     "__version__",
     "analysis",
     "dispatch",
+    "distribute",
     "experts",
     "gates",
     "initializers",

@@ -1,0 +1,135 @@
+"""The layers under TensorFlow's own data-parallel strategies."""
+
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tf_moe
+from tests.base import TestCase
+from tf_moe.distribute.launch import process_environment, reserved_ports
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# A loop of its own: Keras 3.15's fit fails under this strategy with any model, a single Dense layer included.
+MULTI_WORKER = """
+import keras, numpy as np, tensorflow as tf
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+import tf_moe
+keras.utils.set_random_seed(int(strategy.cluster_resolver.task_id))  # the strategy has to make the weights agree
+with strategy.scope():
+    layer = tf_moe.layers.SparseMoE(4, 8, k=2, seed=1)
+    layer.build((None, 6))
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build(layer.trainable_variables)
+data = np.random.RandomState(0).randn(16, 6).astype("float32")
+dataset = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices(data).batch(8))
+
+@tf.function
+def step(x):
+    def compute(x):
+        with tf.GradientTape() as tape:
+            y = layer(x, training=True)
+            loss = (tf.reduce_mean((y - x) ** 2) + tf.add_n(layer.losses)) / strategy.num_replicas_in_sync
+        optimizer.apply(tape.gradient(loss, layer.trainable_variables), layer.trainable_variables)
+        return loss
+    return strategy.reduce("SUM", strategy.run(compute, (x,)), axis=None)
+
+losses = [float(step(x)) for _ in range(3) for x in dataset]
+print("RESULT", losses, float(np.abs(layer.get_weights()[-1]).sum()))
+"""
+
+
+def build(**arguments):
+    """A model that is nothing but the layer, with fixed weights."""
+    gate = tf_moe.gates.NoisyTopK(4, 2, kernel_initializer=keras.initializers.RandomNormal(seed=3), seed=1)
+    layer = tf_moe.layers.SparseMoE(
+        4, 8, k=2, gate=gate, kernel_initializer=keras.initializers.RandomNormal(seed=2), name="moe", **arguments
+    )
+    model = keras.Sequential([keras.Input((6,)), layer])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    return model
+
+
+class MirroredTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+    def test_noise_differs_between_replicas(self):
+        with self.strategy.scope():
+            gate = tf_moe.gates.NoisyTopK(4, 2, seed=1)
+            gate.build((None, 6))
+        draw = tf.function(lambda: self.strategy.run(lambda: gate.noise([3, 4])))
+        first, second = self.strategy.experimental_local_results(draw())
+        self.assertNotAllClose(first, second)
+        again, _ = self.strategy.experimental_local_results(draw())
+        self.assertNotAllClose(first, again)
+
+    def test_fit_is_the_mean_over_replicas(self):
+        """With a balance loss alone, a step on two replicas is the mean of the steps on each half of the batch."""
+        x = self.normal(8, 6)
+        options = {"importance_weight": 1.0, "load_weight": 0.0}
+        with self.strategy.scope():
+            model = build(**options)
+        noise = self.enterContext(_without_noise())
+        self.assertIsNotNone(noise)
+        before = model.get_layer("moe").gate.kernel.numpy()
+        model.fit(x, np.zeros_like(x), batch_size=8, verbose=0, sample_weight=np.zeros(8), shuffle=False)
+        moved = model.get_layer("moe").gate.kernel.numpy() - before
+        expected = []
+        for half in (x[:4], x[4:]):
+            plain = build(**options)
+            start = plain.get_layer("moe").gate.kernel.numpy()
+            self.assertAllClose(start, before)
+            plain.fit(half, np.zeros_like(half), batch_size=4, verbose=0, sample_weight=np.zeros(4), shuffle=False)
+            expected.append(plain.get_layer("moe").gate.kernel.numpy() - start)
+        self.assertGreater(np.abs(moved).max(), 1e-4)
+        self.assertAllClose(moved, np.mean(expected, axis=0), rtol=1e-4, atol=1e-6)
+
+    def test_fit_evaluate_predict(self):
+        with self.strategy.scope():
+            model = build()
+        x = self.normal(10, 6)
+        history = model.fit(x, x, batch_size=4, epochs=2, verbose=0).history
+        self.assertLess(history["loss"][1], history["loss"][0] * 1.5)
+        self.assertEqual(history["moe/dropped_fraction"], [0.0, 0.0])
+        plain = build()
+        plain.set_weights(model.get_weights())
+        self.assertAllClose(model.predict(x, batch_size=4, verbose=0), plain.predict(x, verbose=0), atol=1e-6)
+        self.assertAllClose(model.evaluate(x, x, verbose=0), plain.evaluate(x, x, verbose=0), rtol=0.5)
+
+
+class MultiWorkerMirroredTest(TestCase):
+    def test_two_processes(self):
+        with reserved_ports(2) as ports:
+            addresses = [f"localhost:{port}" for port in ports]
+        processes = []
+        for index in range(2):
+            environment = {**process_environment(index, addresses, None), "PYTHONPATH": str(ROOT)}
+            command = [sys.executable, "-c", MULTI_WORKER]
+            processes.append(
+                subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            )
+        outputs = [process.communicate(timeout=300) for process in processes]
+        results = []
+        for process, (stdout, stderr) in zip(processes, outputs, strict=True):
+            self.assertEqual(process.returncode, 0, stderr[-3000:])
+            results.append(next(line for line in stdout.splitlines() if line.startswith("RESULT")))
+        self.assertEqual(results[0], results[1])
+        self.assertNotIn("nan", results[0])
+
+
+class _without_noise:  # noqa: N801 - used as a function
+    """Gates draw zeros."""
+
+    def __enter__(self):
+        self._noise = tf_moe.gates.Gate.noise
+        tf_moe.gates.Gate.noise = lambda gate, shape: tf.zeros(shape)
+        return self
+
+    def __exit__(self, *_):
+        tf_moe.gates.Gate.noise = self._noise

@@ -1,0 +1,134 @@
+"""A mesh computes what one device computes: outputs, losses, gradients, and where they lead."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+
+from tests.base import TestCase
+from tests.mesh.helpers import MESHES, Program, strategy_on
+from tf_moe.layers import SparseMoE
+
+D = 6
+GATES = {
+    "noisy_top_k": {"num_experts": 8, "k": 3},
+    "one_of_many": {"num_experts": 16, "k": 1},
+    "hierarchical": {"num_experts": (4, 4), "k": (2, 2)},
+    "strictly_balanced": {"num_experts": 8, "k": 2, "gate": "strictly_balanced"},
+}
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+class ExactnessTest(TestCase):
+    def pair(self, strategy, **arguments):
+        """The same layer on one device and on a mesh, its gate's and experts' weights random."""
+        arguments = {"expert_hidden": 7, "seed": 5, "use_bias": True, **arguments}
+        one = SparseMoE(**arguments)
+        one.build((None, D))
+        with strategy.scope():
+            many = SparseMoE(**arguments)
+            many.build((None, D))
+        weights = [0.5 * self.normal(*w.shape) for w in one.get_weights()]
+        one.set_weights(weights), many.set_weights(weights)
+        return one, many
+
+    @staticmethod
+    def step_of(layer):
+        def step(x, mask):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x, mask=mask, training=True)
+                balance = tf.add_n(layer.losses)
+                loss = tf.reduce_mean(tf.sin(y)) + balance
+            sources = [x, *(v.value for v in layer.trainable_variables)]
+            gradients = tape.gradient(loss, sources, unconnected_gradients="zero")
+            return y, balance, layer(x, mask=mask), gradients
+
+        return step
+
+    def check(self, mesh, shapes=((16, 2), (5, 2)), **arguments):
+        """On a batch that divides evenly, and one that does not."""
+        strategy = strategy_on(*mesh)
+        one, many = self.pair(strategy, **arguments)
+        program, expected_step = Program(strategy, self.step_of(many)), self.step_of(one)
+        names = ["y", "balance", "prediction", "x", *(v.path for v in one.trainable_variables)]
+        for shape in shapes:
+            x, mask = self.normal(*shape, D), self.rng.random(shape) < 0.7
+            expected = tf.nest.flatten(expected_step(tf.constant(x), tf.constant(mask)))
+            for name, ours, want in zip(names, tf.nest.flatten(program(x, mask)), expected, strict=True):
+                self.assertAllClose(ours, want, msg=f"{name} {shape}", **CLOSE)
+            self.assertGreater(np.abs(expected[-1]).max(), 0)  # there is something to compare
+        many_metrics, one_metrics = many.balance_metrics, one.balance_metrics
+        for name, metric in one_metrics.items():
+            self.assertAllClose(many_metrics[name].result(), metric.result(), msg=name, **CLOSE)
+
+    @parameterized.named_parameters(GATES.items())
+    def test_two_devices(self, arguments):
+        self.check((2, 1), **arguments)
+
+    @parameterized.named_parameters(
+        ("1", MESHES["1"], "noisy_top_k"),
+        ("4", MESHES["4"], "strictly_balanced"),
+        ("8", (8, 1), "noisy_top_k"),
+        ("2x2", MESHES["2x2"], "hierarchical"),
+    )
+    def test_mesh(self, mesh, gate):
+        self.check(mesh, shapes=((16, 2),), **GATES[gate])
+
+    def test_uneven_batch_on_replicas(self):
+        """Which divides evenly once it is tokens, and then over all but the axis of the batch."""
+        self.check(MESHES["4x2"], shapes=((5, 8), (4, 1)), **GATES["noisy_top_k"])
+
+    def test_recompute(self):
+        self.check((2, 1), shapes=((16, 2),), recompute=True, **GATES["noisy_top_k"])
+
+    def test_hot_experts(self):
+        """More than the block holds, hence rounds: all tokens are one."""
+        strategy = strategy_on(2)
+        one, many = self.pair(strategy, **GATES["noisy_top_k"])
+        for layer in (one, many):
+            layer.gate.noise_kernel.assign(np.full((D, 8), -20.0))  # no noise to tell tokens apart
+        x, mask = np.tile(np.abs(self.normal(1, 1, D)), (16, 6, 1)), np.ones((16, 6), bool)
+        expected = tf.nest.flatten(self.step_of(one)(tf.constant(x), tf.constant(mask)))
+        for ours, want in zip(tf.nest.flatten(Program(strategy, self.step_of(many))(x, mask)), expected, strict=True):
+            self.assertAllClose(ours, want, **CLOSE)
+        self.assertAllClose(many.balance_metrics["max_over_mean_load"].result(), 8 / 3, rtol=0.01)
+
+    def test_a_capacity_is_for_each_device(self):
+        """Each device drops as a layer of its own would that has just its tokens."""
+        strategy = strategy_on(2)
+        arguments = {"capacity_factor": 0.7, "drop_by": "weight", **GATES["noisy_top_k"]}
+        one, many = self.pair(strategy, **arguments)
+        x = self.normal(32, D)
+        y = Program(strategy, lambda x: many(x))(x)
+        self.assertAllClose(y, tf.concat([one(x[:16]), one(x[16:])], 0), **CLOSE)
+        dropped = many.balance_metrics["dropped_fraction"].result()
+        self.assertAllClose(dropped, one.balance_metrics["dropped_fraction"].result())
+        self.assertGreater(dropped, 0.1)
+
+    def test_ten_steps_stay_together(self):
+        strategy = strategy_on(4, 2)
+        one, many = self.pair(strategy, **GATES["noisy_top_k"])
+        with strategy.scope():
+            many_optimizer = keras.optimizers.Adam(0.02)
+            many_optimizer.build(many.trainable_variables)
+        one_optimizer = keras.optimizers.Adam(0.02)
+
+        def train(layer, optimizer):
+            def step(x):
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_mean((layer(x, training=True) - tf.sin(x)) ** 2) + tf.add_n(layer.losses)
+                gradients = tape.gradient(loss, layer.trainable_variables)
+                optimizer.apply(gradients, layer.trainable_variables)
+                return loss
+
+            return step
+
+        before = one.get_weights()
+        program, expected_step = Program(strategy, train(many, many_optimizer)), train(one, one_optimizer)
+        for _ in range(10):
+            x = self.normal(32, D)
+            self.assertAllClose(program(x), expected_step(tf.constant(x)), rtol=1e-4)
+        for start, ours, want in zip(before, many.get_weights(), one.get_weights(), strict=True):
+            self.assertAllClose(ours, want, rtol=1e-3, atol=1e-4)
+            self.assertNotAllClose(start, want, atol=0.01)

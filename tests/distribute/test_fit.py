@@ -1,0 +1,201 @@
+"""Stock Keras training on a mesh: the history of a model is the one it has on one device."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+
+from tests.base import TestCase
+from tests.distribute.helpers import (
+    CLOSE,
+    VOCABULARY,
+    compiled,
+    histories_close,
+    language_model,
+    moe_of,
+    same_weights,
+)
+from tests.mesh.helpers import strategy_on
+
+
+class FitTest(TestCase):
+    def pair(self, strategy, make):
+        """The same model on one device and on a mesh, its gates not untrained."""
+        one = make()
+        with strategy.scope():
+            many = make()
+        same_weights(self.rng, one, many)
+        return one, many
+
+    def sentences(self, *shape):
+        """Words, 0 being padding at the end of some; and the next words."""
+        x = self.rng.integers(1, VOCABULARY, shape)
+        x[:: shape[0] // 2 - 1, -2:] = 0
+        return x.astype("int32"), np.roll(x, -1, 1).astype("int32")
+
+    def assert_same_weights(self, one, many, **close):
+        for expected, ours in zip(one.weights, many.weights, strict=True):
+            self.assertAllClose(ours, expected, msg=expected.path, **{**CLOSE, **close})
+
+    def test_epochs_with_validation(self):
+        """Masks, sample weights, metrics, and batches that do not divide evenly."""
+        strategy = strategy_on(2)
+        one, many = self.pair(strategy, lambda: compiled(language_model(), weighted_metrics=["accuracy"]))
+        before = one.get_weights()
+        x, y = self.sentences(21, 4)  # the last batch has 5
+        weights = self.rng.random(x.shape)
+        histories = [
+            model.fit(
+                x, y, 8, epochs=2, shuffle=False, verbose=0, sample_weight=weights, validation_data=(x[:12], y[:12])
+            ).history
+            for model in (many, one)
+        ]
+        histories_close(self, *histories)
+        self.assertLen(histories[0], 12)  # loss, accuracy and four numbers of the layer, each for validation too
+        self.assert_same_weights(one, many)
+        self.assertNotAllClose(before[1], one.get_weights()[1], atol=1e-3)
+        self.assertAllClose(many.predict(x, 8, verbose=0), one.predict(x, 8, verbose=0), **CLOSE)
+        for name, value in one.evaluate(x, y, 8, verbose=0, return_dict=True).items():
+            self.assertAllClose(many.evaluate(x, y, 8, verbose=0, return_dict=True)[name], value, msg=name, **CLOSE)
+
+    @parameterized.named_parameters(
+        ("clipping_and_ema", {}, {"global_clipnorm": 0.1, "use_ema": True, "ema_momentum": 0.5}, {}),
+        ("steps_per_execution", {}, {}, {"steps_per_execution": 2}),
+        ("hierarchical", {"num_experts": (4, 2), "k": (2, 2)}, {}, {}),
+    )
+    def test_options(self, layer, optimizer, arguments):
+        def make():
+            model = language_model(layer, recurrent=False)
+            return compiled(model, keras.optimizers.Adam(0.01, **optimizer), **arguments)
+
+        one, many = self.pair(strategy_on(2), make)
+        x, y = self.sentences(24, 4)
+        histories = [model.fit(x, y, 8, shuffle=False, verbose=0).history for model in (many, one)]
+        histories_close(self, *histories)
+        self.assert_same_weights(one, many)
+        for expected, ours in zip(one.optimizer.variables, many.optimizer.variables, strict=True):
+            self.assertAllClose(ours, expected, msg=expected.path, **CLOSE)
+
+    def test_xla(self):
+        """Against one device without XLA, which on one device draws other noise."""
+        strategy = strategy_on(2)
+        one = compiled(language_model(recurrent=False))
+        with strategy.scope():
+            many = compiled(language_model(recurrent=False), jit_compile=True)
+        same_weights(self.rng, one, many)
+        x, y = self.sentences(24, 4)
+        histories = [model.fit(x, y, 8, shuffle=False, verbose=0).history for model in (many, one)]
+        histories_close(self, *histories)
+        self.assert_same_weights(one, many)
+
+    def test_buckets_of_lengths(self):
+        """A dataset whose batches differ in length and size, in any order; read by two epochs."""
+        one, many = self.pair(strategy_on(4, 2), lambda: compiled(language_model(recurrent=False)))
+        batches = [self.sentences(*shape) for shape in ((8, 3), (4, 5), (8, 3), (4, 5))]
+
+        def dataset():
+            def generate():
+                yield from batches
+
+            signature = (tf.TensorSpec([None, None], tf.int32),) * 2
+            dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
+            return dataset.apply(tf.data.experimental.assert_cardinality(len(batches)))
+
+        histories = [model.fit(dataset(), epochs=2, shuffle=False, verbose=0).history for model in (many, one)]
+        histories_close(self, *histories)
+        self.assert_same_weights(one, many)
+
+    def test_single_batches_and_class_weights(self):
+        def make():
+            model = keras.Sequential(
+                [*language_model(recurrent=False).layers, keras.layers.GlobalAveragePooling1D()], name="classifier"
+            )
+            return compiled(model, keras.optimizers.SGD(0.1, momentum=0.9), metrics=["accuracy"])
+
+        one, many = self.pair(strategy_on(2), make)
+        x, y = self.sentences(7, 4)  # does not divide evenly
+        weights = {n: 0.1 * n for n in range(VOCABULARY)}
+        for method in ("train_on_batch", "test_on_batch"):
+            arguments = {"class_weight": weights} if method == "train_on_batch" else {}
+            for data in ((x[:6], y[:6, 0]), (x, y[:, 0])):
+                ours, expected = (getattr(m, method)(*data, return_dict=True, **arguments) for m in (many, one))
+                self.assertEqual(set(ours), set(expected))
+                for name, value in expected.items():
+                    self.assertAllClose(ours[name], value, msg=name, **CLOSE)
+        self.assertAllClose(many.predict_on_batch(x), one.predict_on_batch(x), **CLOSE)
+        histories = [
+            model.fit(x, y[:, 0], 7, class_weight=weights, shuffle=False, verbose=0).history for model in (many, one)
+        ]
+        histories_close(self, *histories)
+        self.assert_same_weights(one, many)
+
+    def test_mixed_precision(self):
+        one, many = self.pair(strategy_on(2), lambda: compiled(language_model(recurrent=False, dtype="mixed_bfloat16")))
+        self.assertEqual(moe_of(many).experts.hidden_kernel.dtype, "float32")
+        x, y = self.sentences(16, 4)
+        histories = [model.fit(x, y, 8, shuffle=False, verbose=0).history for model in (many, one)]
+        histories_close(self, *histories, rtol=0.02, atol=0.02)
+        self.assert_same_weights(one, many, rtol=0.02, atol=0.03)
+
+    def test_capacity(self):
+        """Some tokens are dropped, as the log says; with room for all it is the layer without a capacity."""
+        strategy = strategy_on(2)
+        x, y = self.sentences(16, 4)
+        for factor in (0.5, 100.0):
+            one, many = self.pair(
+                strategy, lambda factor=factor: compiled(language_model(recurrent=False, capacity_factor=factor))
+            )
+            ours, expected = (m.fit(x, y, 16, shuffle=False, verbose=0).history for m in (many, one))
+            if factor > 1:
+                histories_close(self, ours, expected)
+                self.assertEqual(ours["moe/dropped_fraction"], [0.0])
+            else:
+                self.assertBetween(ours["moe/dropped_fraction"][0], 0.3, 0.8)
+
+
+class CallbacksTest(TestCase):
+    def test_checkpoints_early_stopping_and_resuming(self):
+        folder = self.get_temp_dir()
+        x = self.rng.integers(1, VOCABULARY, (8, 4)).astype("int32")
+
+        class Interrupt(keras.callbacks.Callback):
+            epochs = []
+
+            def on_epoch_begin(self, epoch, logs=None):
+                self.epochs.append(epoch)
+                if self.epochs == [0, 1, 2]:
+                    raise KeyboardInterrupt
+
+        def callbacks():
+            return [
+                keras.callbacks.BackupAndRestore(f"{folder}/backup"),
+                keras.callbacks.ModelCheckpoint(f"{folder}/{{epoch}}.keras"),
+                keras.callbacks.ModelCheckpoint(
+                    f"{folder}/best.weights.h5", "loss", save_best_only=True, save_weights_only=True
+                ),
+                keras.callbacks.EarlyStopping("loss", min_delta=100.0, patience=3, restore_best_weights=True),
+                Interrupt(),
+            ]
+
+        strategy = strategy_on(2)
+        with strategy.scope():
+            model = compiled(language_model(recurrent=False))
+        with self.assertRaises(KeyboardInterrupt):
+            model.fit(x, x, epochs=9, verbose=0, callbacks=callbacks())
+        after_two = model.get_weights()
+        with strategy.scope():
+            model.set_weights([np.zeros_like(w) for w in after_two])
+        starts = keras.callbacks.LambdaCallback(
+            on_train_begin=lambda logs: [self.assertAllClose(a, b) for a, b in zip(model.get_weights(), after_two)]  # noqa: B905
+        )
+        model.fit(x, x, epochs=9, verbose=0, callbacks=[*callbacks(), starts])
+        # From where it was; and after the first epoch three more without an improvement of 100.
+        self.assertEqual(Interrupt.epochs, [0, 1, 2, 2, 3, 4, 5])
+        first = keras.models.load_model(f"{folder}/3.keras")  # the first epoch after the restart, which is the best
+        for ours, expected in zip(model.get_weights(), first.get_weights(), strict=True):
+            self.assertAllClose(ours, expected)
+        last = keras.models.load_model(f"{folder}/6.keras")
+        self.assertNotAllClose(last.get_weights()[0], first.get_weights()[0])
+        fresh = language_model(recurrent=False)
+        fresh.load_weights(f"{folder}/best.weights.h5")
+        self.assertAllEqual(np.isfinite(fresh.predict(x, verbose=0)), np.ones((8, 4, VOCABULARY), bool))

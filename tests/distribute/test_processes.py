@@ -1,0 +1,200 @@
+"""Training in two processes: the numbers of one device, files of one device, no whole bank in memory, and restarts."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tf_moe
+from tests.base import TestCase
+
+ROOT = pathlib.Path(__file__).parents[2]
+VOCABULARY, EXPERTS = 30, 8
+
+# What the processes and the test itself run. The gate's noise and all initial values follow from seeds.
+MODEL = f"""
+import keras
+import numpy as np
+import tf_moe
+
+def build():
+    uniform = lambda seed: keras.initializers.RandomUniform(-0.5, 0.5, seed=seed)
+    gate = tf_moe.gates.NoisyTopK({EXPERTS}, 2, kernel_initializer=uniform(3), seed=1)
+    model = keras.Sequential([
+        keras.layers.Input((None,), dtype="int32"),
+        keras.layers.Embedding({VOCABULARY}, 8, mask_zero=True, embeddings_initializer=uniform(4)),
+        tf_moe.layers.LSTM(8, return_sequences=True, kernel_initializer=uniform(5), recurrent_initializer=uniform(6)),
+        tf_moe.layers.SparseMoE({EXPERTS}, 16, k=2, gate=gate, kernel_initializer=uniform(7), name="moe"),
+        keras.layers.Dense({VOCABULARY}, kernel_initializer=uniform(8)),
+    ])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(1e-2), loss, metrics=["accuracy"])
+    return model
+
+def data(examples):
+    x = np.random.RandomState(0).randint(0, {VOCABULARY}, (examples, 6))
+    return x, np.roll(x, -1, 1)
+
+class Losses(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+    def on_train_batch_end(self, batch, logs=None):
+        self.losses.append(float(logs["loss"]))
+"""
+
+TRAIN = """
+import json, sys
+import tensorflow as tf
+strategy = tf_moe.distribute.ExpertParallelStrategy()
+with strategy.scope():
+    model = build()
+x, y = data(22)  # batches of 8, 8 and 6: the last divides over no four devices
+folder, losses = sys.argv[1], Losses()
+model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[losses])
+result = {
+    "devices": strategy.mesh.size,
+    "losses": losses.losses,
+    "evaluated": model.evaluate(x, y, batch_size=8, verbose=0, return_dict=True),
+    "predicted": model.predict(x, batch_size=8, verbose=0).tolist(),
+    "layout": model.get_layer("moe").experts.hidden_kernel.value.layout.sharding_specs,
+}
+# Its own half of each batch of 8, twice, which it reads as one batch.
+own = [a[:16].reshape(2, 2, 4, 6)[:, int(not strategy.is_chief)].reshape(8, 6) for a in (x, y)]
+own = tf.data.Dataset.from_tensor_slices(tuple(own)).batch(8)
+options = tf.data.Options()
+options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+result["evaluated_own"] = model.evaluate(own.with_options(options), verbose=0, return_dict=True)
+model.save(folder + "/model.keras")
+model.export(folder + "/exported", verbose=False)
+tf_moe.distribute.save_sharded(folder + "/sharded", model)
+json.dump(result, open(f"{folder}/{int(strategy.is_chief)}.json", "w"))
+"""
+
+MEMORY = """
+import json, sys, threading, time
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+peak = 0
+def watch():
+    global peak
+    while True:
+        peak = max(peak, resident())
+        time.sleep(0.002)
+threading.Thread(target=watch, daemon=True).start()
+strategy = tf_moe.distribute.ExpertParallelStrategy()
+start, peak = resident(), 0
+with strategy.scope():
+    layers = [tf_moe.layers.SparseMoE(32, 2048, k=2) for _ in range(4)]
+    model = keras.Sequential([keras.layers.Input((512,)), *layers])
+    model.compile("sgd", "mse")
+building = peak - start
+bank = sum(w.shape.num_elements() * 4 for layer in model.layers for w in layer.experts.weights) / 2**20
+start, peak = resident(), 0
+tf_moe.distribute.save_sharded(sys.argv[1] + "/bank", model)
+saving = peak - start
+result = {"bank": bank, "building": building, "saving": saving}
+json.dump(result, open(f"{sys.argv[1]}/{int(strategy.is_chief)}.json", "w"))
+"""
+
+KILLED = """
+import os, signal, sys
+strategy = tf_moe.distribute.ExpertParallelStrategy()
+with strategy.scope():
+    model = build()
+class Kill(keras.callbacks.Callback):
+    batches = 0
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches += 1
+        if self.batches == int(sys.argv[2]) and not strategy.is_chief:
+            os.kill(os.getpid(), signal.SIGKILL)
+x, y = data(32)
+losses, resume = Losses(), tf_moe.distribute.Resume(sys.argv[1] + "/checkpoints", save_freq=3)
+try:
+    model.fit(x, y, batch_size=8, epochs=3, shuffle=False, verbose=0, callbacks=[resume, losses, Kill()])
+finally:
+    if strategy.is_chief:
+        print("LOSSES", losses.losses, flush=True)
+"""
+
+
+def launch(script, *arguments, devices):
+    """Run a script in two processes; returns what they print and the exit code."""
+    command = [sys.executable, "-m", "tf_moe.distribute.launch", "--processes", "2"]
+    command += ["--devices-per-process", str(devices), script, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    return done.stdout + done.stderr, done.returncode
+
+
+class ProcessesTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.get_temp_dir(), self.id())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.here = {}
+        exec(MODEL, self.here)
+
+    def run_in_two(self, script, *arguments, devices, code=0):
+        path = self.folder / "script.py"
+        path.write_text(MODEL + script)
+        output, found = launch(str(path), self.folder, *arguments, devices=devices)
+        self.assertEqual(found, code, output[-6000:])
+        return output
+
+    def train_here(self, examples, epochs):
+        """The same on one device."""
+        model, losses = self.here["build"](), self.here["Losses"]()
+        x, y = self.here["data"](examples)
+        model.fit(x, y, batch_size=8, epochs=epochs, shuffle=False, verbose=0, callbacks=[losses])
+        return model, x, y, losses.losses
+
+    def test_numbers_and_files_of_one_device(self):
+        self.run_in_two(TRAIN, devices=2)
+        model, x, y, losses = self.train_here(22, 2)
+        expected = model.predict(x, batch_size=8, verbose=0)
+        for process in (0, 1):
+            found = json.loads((self.folder / f"{process}.json").read_text())
+            self.assertEqual(found["devices"], 4)
+            self.assertEqual(found["layout"], ["expert", "unsharded", "unsharded"])
+            self.assertAllClose(found["losses"], losses, rtol=1e-5)
+            self.assertAllClose(found["evaluated"], model.evaluate(x, y, batch_size=8, verbose=0, return_dict=True))
+            self.assertAllClose(found["predicted"], expected, atol=1e-4)
+            together = model.evaluate(x[:16], y[:16], batch_size=8, verbose=0, return_dict=True)
+            self.assertAllClose(found["evaluated_own"], together)
+        plain = keras.models.load_model(self.folder / "model.keras")
+        self.assertAllClose(plain.predict(x, verbose=0), expected, atol=1e-4)
+        exported = tf.saved_model.load(str(self.folder / "exported"))
+        served = exported.serve(tf.constant(x[:3, :4], tf.int32))
+        self.assertAllClose(served, model.predict(x[:3, :4], verbose=0), atol=1e-4)
+        restored = self.here["build"]()
+        tf_moe.distribute.restore_sharded(self.folder / "sharded", restored)
+        self.assertAllClose(restored.predict(x, verbose=0), expected, atol=1e-4)
+        self.assertEqual(int(restored.optimizer.iterations), 6)
+
+    def test_no_process_holds_the_bank(self):
+        self.run_in_two(MEMORY, devices=1)
+        for process in (0, 1):
+            found = json.loads((self.folder / f"{process}.json").read_text())
+            self.assertEqual(found["bank"], 1024)
+            # A process's part is 512 MiB, to which come the pieces of one weight while it is made.
+            self.assertLess(found["building"], 850)
+            self.assertLess(found["saving"], 100)
+
+    def test_killed_and_started_again(self):
+        """A process is killed in the second epoch; the second start goes on in the middle of it."""
+        *_, losses = self.train_here(32, 3)
+        output = self.run_in_two(KILLED, 7, devices=1, code=137)
+        self.assertIn("process 1 ended by SIGKILL", output)
+        output = self.run_in_two(KILLED, 0, devices=1)
+        line = next(line for line in output.splitlines() if "LOSSES" in line)
+        found = json.loads(line.split("LOSSES", 1)[1])
+        # The checkpoint was written after batch 3 of epoch 1: what is left is batch 4 of it, and epoch 2.
+        self.assertLen(found, 5)
+        self.assertAllClose(found, np.array(losses)[-5:], rtol=1e-5)
+        self.assertFalse((self.folder / "checkpoints").exists())

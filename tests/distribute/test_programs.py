@@ -1,0 +1,94 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+import tests
+from tests.base import TestCase
+from tests.mesh.helpers import Program, strategy_on
+from tf_moe.distribute.programs import check_supported
+from tf_moe.layers import LSTM
+
+
+class ProgramsTest(TestCase):
+    def test_programs_with_loops_beside_one_another(self):
+        """The same loops, forward and backward, at four batch sizes and in training and at evaluation."""
+        strategy = strategy_on(2)
+        one = keras.Sequential([keras.Input((3, 4)), LSTM(4)])
+        with strategy.scope():
+            many = keras.models.clone_model(one)
+        many.set_weights(one.get_weights())
+
+        def step_of(model):
+            def step(x):
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_sum(model(x, training=True) ** 2)
+                return model(x), tape.gradient(loss, [v.value for v in model.trainable_variables])
+
+            return step
+
+        program = Program(strategy, step_of(many))
+        for size in (4, 6, 8, 10):
+            x = self.normal(size, 3, 4)
+            for ours, expected in zip(
+                tf.nest.flatten(program(x)), tf.nest.flatten(step_of(one)(tf.constant(x))), strict=True
+            ):
+                self.assertAllClose(ours, expected, rtol=1e-4, atol=1e-5)
+        self.assertEqual(program.traces, 4)
+
+    def test_the_workaround_is_needed(self):
+        script = Path(__file__).parent / "programs_without_workaround.py"
+        root = str(Path(tests.__file__).parents[1])
+        environment = {**os.environ, "PYTHONPATH": root, "DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION": "0"}
+        run = subprocess.run(
+            [sys.executable, script], env=environment, check=False, capture_output=True, text=True, timeout=300
+        )
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertIn("failed: ", run.stdout)
+        self.assertNotIn(
+            "failed: 0",
+            run.stdout,
+            "DTensor compiles many programs with loops in one process now: _take_freed_memory in "
+            "tf_moe/distribute/programs.py can go, and with it 20 MB for each program.",
+        )
+
+
+class SupportedTest(TestCase):
+    def test_keras_lstm(self):
+        with strategy_on(2).scope():
+            model = keras.Sequential([keras.Input((6, 4)), keras.layers.LSTM(4, name="their_lstm")])
+            model.compile("sgd", "mse")
+        with self.assertRaisesRegex(ValueError, r"'[^']*their_lstm[^']*'\. Use tf_moe.layers.LSTM"):
+            model.fit(self.normal(8, 6, 4), self.normal(8, 4), verbose=0)
+
+    def test_operations(self):
+        for function, message in {
+            lambda x: tf.random.normal([2]): "RandomStandardNormal.*keras.random.SeedGenerator",
+            lambda x: tf.map_fn(tf.sin, x): "TensorList",
+            lambda x: tf.where(x > 0): "Where.*static shape",
+            lambda x: tf.unique(x)[0]: "Unique.*static shape",
+            lambda x: tf.searchsorted(x, x): "LowerBound",
+            lambda x: tf.py_function(lambda y: y, [x], tf.float32): "EagerPyFunc",
+        }.items():
+            graph = tf.function(function).get_concrete_function(tf.TensorSpec([4])).graph
+            with self.assertRaisesRegex(ValueError, message):
+                check_supported(graph)
+
+    def test_the_scope_is_named(self):
+        def function(x):
+            with tf.name_scope("mesh_program_7"), tf.name_scope("model"), tf.name_scope("layer"):
+                return tf.where(x > 0)
+
+        graph = tf.function(function).get_concrete_function(tf.TensorSpec([4])).graph
+        with self.assertRaisesRegex(ValueError, "made by 'model/layer'"):
+            check_supported(graph)
+
+    def test_everything_else_passes(self):
+        def function(x):
+            x = tf.where(x > 0, x, tf.random.stateless_normal([4], [1, 2]))
+            return tf.while_loop(lambda n, _: n < 3, lambda n, y: (n + 1, tf.sort(y) + x), (0, x))
+
+        check_supported(tf.function(function).get_concrete_function(tf.TensorSpec([4])).graph)

@@ -1,0 +1,108 @@
+"""Files written from a mesh: they load anywhere, also on meshes of other sizes."""
+
+import pathlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tests.base import TestCase
+from tests.distribute.helpers import CLOSE, VOCABULARY, compiled, language_model, moe_of, same_weights
+from tests.mesh.helpers import specs_of, strategy_on
+
+
+class SavingTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.get_temp_dir())
+        self.x = self.rng.integers(0, VOCABULARY, (8, 3)).astype("int32")
+
+    def trained(self, strategy, recurrent=False):
+        """A model after a step, so that its optimizer has something to lose."""
+        with strategy.scope():
+            model = compiled(language_model(recurrent=recurrent))
+        same_weights(self.rng, model)
+        model.train_on_batch(self.x, self.x)
+        return model
+
+    def assert_same_variables(self, ours, expected):
+        for a, b in zip(ours.variables, expected.variables, strict=True):
+            if "seed_generator" not in b.path:  # which Keras does not save
+                self.assertAllEqual(a, b, msg=b.path)
+
+    def test_model_goes_from_mesh_to_mesh_and_to_one_device(self):
+        model = self.trained(strategy_on(2))
+        model.save(self.folder / "model.keras")
+        one = keras.models.load_model(self.folder / "model.keras")
+        with strategy_on(4, 2).scope():
+            many = keras.models.load_model(self.folder / "model.keras")
+        for loaded in (one, many):
+            self.assert_same_variables(loaded, model)
+            self.assert_same_variables(loaded.optimizer, model.optimizer)
+        slots = [v for v in many.optimizer.variables if "experts" in v.path]
+        self.assertLen(slots, 4)
+        for variable in (moe_of(many).experts.hidden_kernel, *slots):
+            self.assertEqual(specs_of(variable.value), ["expert", "", ""])
+        one.evaluate(self.x, self.x, verbose=0)
+        self.assertAllClose(many.predict(self.x, verbose=0), one.predict(self.x, verbose=0), **CLOSE)
+        many.train_on_batch(self.x, self.x)
+        self.assertEqual(many.optimizer.iterations.numpy(), 2)
+
+        # And back.
+        one.save(self.folder / "one.keras")
+        with strategy_on(2).scope():
+            again = keras.models.load_model(self.folder / "one.keras")
+        self.assert_same_variables(again.optimizer, model.optimizer)
+
+    def test_weights(self):
+        model = self.trained(strategy_on(2))
+        model.save_weights(self.folder / "model.weights.h5")
+        one = compiled(language_model(recurrent=False))
+        one.build((None, None))
+        one.optimizer.build(one.trainable_variables)
+        one.load_weights(self.folder / "model.weights.h5")
+        self.assert_same_variables(one.optimizer, model.optimizer)
+        for ours, expected in zip(one.get_weights(), model.get_weights(), strict=True):
+            self.assertAllEqual(ours, expected)
+        one.set_weights([self.normal(*w.shape) for w in one.get_weights()])
+        one.save_weights(self.folder / "one.weights.h5")
+        model.load_weights(self.folder / "one.weights.h5")
+        for ours, expected in zip(model.get_weights(), one.get_weights(), strict=True):
+            self.assertAllEqual(ours, expected)
+
+    def test_export(self):
+        model = self.trained(strategy_on(2), recurrent=True)
+        model.export(self.folder / "exported", verbose=False)
+        served = tf.saved_model.load(self.folder / "exported")
+        self.assertAllClose(served.serve(self.x), model.predict(self.x, verbose=0), **CLOSE)
+        for size, time in ((1, 3), (3, 5)):  # another batch, another time
+            x = np.tile(self.x[:1, :1], (size, time))
+            self.assertAllClose(
+                served.serve(x)[:, :1], served.serve(self.x[:1])[:, :1].numpy().repeat(size, 0), **CLOSE
+            )
+
+    def test_checkpoint(self):
+        strategy = strategy_on(2)
+        model = self.trained(strategy)
+        checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
+        path = checkpoint.save(self.folder / "checkpoint")
+        kept = [v for v in model.variables + model.optimizer.variables if "seed_generator" not in v.path]
+        variables = [v.numpy() for v in kept]
+        model.train_on_batch(self.x, self.x)
+        self.assertNotAllClose(model.variables[0].numpy(), variables[0])
+        checkpoint.restore(path)
+        for ours, expected in zip(kept, variables, strict=True):
+            self.assertAllEqual(ours, expected)
+        self.assertEqual(specs_of(moe_of(model).experts.hidden_kernel.value), ["expert", "", ""])
+
+    def test_models_elsewhere_are_left_alone(self):
+        """Keras's methods are wrapped once a strategy has been made; for other models nothing changes."""
+        strategy_on(2)
+        one = compiled(language_model(recurrent=False))
+        one.train_on_batch(self.x, self.x)
+        one.save(self.folder / "model.keras")
+        one.export(self.folder / "exported", verbose=False)
+        again = keras.models.load_model(self.folder / "model.keras")
+        self.assertAllClose(again.predict_on_batch(self.x), one.predict_on_batch(self.x))
+        exported = tf.saved_model.load(self.folder / "exported")
+        self.assertAllClose(exported.serve(self.x), one(self.x), **CLOSE)

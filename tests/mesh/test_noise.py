@@ -1,0 +1,33 @@
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+
+from tests.base import TestCase
+from tests.mesh.helpers import Program, strategy_on
+from tf_moe.mesh import noise
+
+
+class NoiseTest(TestCase):
+    def draw(self, mesh, seed):
+        strategy = strategy_on(*mesh)
+
+        def function(seed):
+            return strategy.shards.split(noise.normal([1024, 4], strategy.shards.whole(seed), strategy.shards))
+
+        return Program(strategy, function)(seed).reshape(-1)
+
+    def test_the_numbers_of_one_device(self):
+        seed = self.rng.integers(0, 2**31, 2).astype("int32")
+        expected = tf.reshape(tf.random.stateless_normal([1024, 4], seed), [-1])
+        for mesh in ((2, 1), (4, 2)):
+            self.assertAllEqual(self.draw(mesh, seed), expected)
+
+    def test_too_many_to_draw_them_all(self):
+        """Each device draws just its own: standard normal, and all different."""
+        seed = self.rng.integers(0, 2**31, 2).astype("int32")
+        with mock.patch.object(noise, "LARGEST_COMMON_DRAW", 4095):
+            numbers = self.draw((2, 1), seed)
+        self.assertGreater(len(np.unique(numbers)), 4080)  # a pair may be equal by chance; one stream twice leaves 2048
+        self.assertNotAllClose(numbers, tf.reshape(tf.random.stateless_normal([1024, 4], seed), [-1]))
+        self.assertAllClose([numbers.mean(), numbers.std()], [0, 1], atol=0.08)  # five standard deviations

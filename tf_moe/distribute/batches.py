@@ -1,0 +1,138 @@
+"""Batches of a dataset, split over the devices of a mesh."""
+
+import itertools
+from collections.abc import Iterator
+
+import tensorflow as tf
+from tensorflow.experimental import dtensor
+
+from tf_moe.distribute.values import OnMesh
+from tf_moe.mesh.shards import Shards
+
+AutoShardPolicy = tf.data.experimental.AutoShardPolicy
+
+
+class DistributedBatches:
+    """Iterates over a dataset and lays every batch out over the mesh.
+
+    A plain iterable: Keras wraps the steps of a `tf.data` iterator in `tf.experimental.Optional`, which DTensor cannot
+    carry.
+
+    Args:
+        dataset: An iterable of nested structures of tensors with a batch as first axis.
+        shards: The mesh.
+        is_global: Whether each process reads whole batches, and keeps its part of them. Otherwise each reads just its
+            own part, and all parts of a batch have one size.
+        first_batch: Asked at the start of each pass for the number of its first batch.
+
+    Raises:
+        ValueError: If a tf.data pipeline asks to be split by files.
+    """
+
+    def __init__(self, dataset, shards: Shards, is_global: bool = True, first_batch=lambda: 0):
+        self._dataset, self._shards, self._is_global = dataset, shards, is_global
+        self._first_batch = first_batch
+
+    def __iter__(self) -> Iterator:
+        for batch in itertools.islice(self._dataset, self._first_batch(), None):
+            with tf.device(self._shards.mesh.local_devices()[0]):
+                placed = tf.nest.map_structure(lambda x: OnMesh(place_batch(x, self._shards, self._is_global)), batch)
+            yield placed
+
+
+def reader(shards: Shards) -> tuple[int, int]:
+    """How many different parts processes read of a batch, and the number of this one's.
+
+    Fewer than processes where a mesh of replicas gives two of them the same examples.
+    """
+    mine = _pieces_here(shards)
+    return shards.batch_pieces // len(mine), min(mine) // len(mine)
+
+
+def distribute(dataset, shards: Shards, first_batch) -> DistributedBatches:
+    """The batches of a dataset, read as `tf.data.experimental.AutoShardPolicy` says.
+
+    By default, and with DATA, every process reads whole batches and keeps its part. With OFF each process's dataset is
+    its own: of n processes each takes an n-th of its batch in a step, so that the batch size is that of a step in all
+    processes together.
+    """
+    policy = AutoShardPolicy.AUTO
+    if isinstance(dataset, tf.data.Dataset):
+        policy = dataset.options().experimental_distribute.auto_shard_policy
+    if policy in (AutoShardPolicy.FILE, AutoShardPolicy.HINT):
+        raise ValueError(
+            "ExpertParallelStrategy does not choose files for a process. Received: a dataset with "
+            f"auto_shard_policy={policy.name}. Take this process's files, such as dataset.shard(num_processes, index), "
+            "and set auto_shard_policy to OFF; or leave it, and every process reads all and keeps its part."
+        )
+    processes = dtensor.num_clients()
+    if policy != AutoShardPolicy.OFF or processes == 1:
+        return DistributedBatches(dataset, shards, first_batch=first_batch)
+    if reader(shards)[0] != processes:
+        raise ValueError(
+            f"On this mesh some of the {processes} processes compute the same examples. Received: a dataset with "
+            "auto_shard_policy=OFF, in which each reads its own. Leave the policy, or build the dataset in "
+            "strategy.distribute_datasets_from_function, which says what a process has to read."
+        )
+    return DistributedBatches(_Parts(dataset, processes), shards, is_global=False, first_batch=first_batch)
+
+
+class _Parts:
+    """Each batch of a dataset as several of equal size."""
+
+    def __init__(self, dataset, parts):
+        self._dataset, self._parts = dataset, parts
+
+    def __iter__(self):
+        for batch in self._dataset:
+            size = tf.nest.flatten(batch)[0].shape[0]
+            if size % self._parts:
+                raise ValueError(
+                    f"With auto_shard_policy=OFF each of {self._parts} processes takes an equal part of a batch. "
+                    f"Received: a batch of {size}. Batch with drop_remainder=True."
+                )
+            for n in range(self._parts):
+                start, stop = n * size // self._parts, (n + 1) * size // self._parts
+                yield tf.nest.map_structure(lambda x: x[start:stop], batch)  # noqa: B023
+
+
+def _pieces_here(shards):
+    """Numbers of the pieces of a batch that this process's devices have."""
+    return {location[shards.batch_axis] for location in shards.mesh.local_device_locations()}
+
+
+def place_batch(x, shards: Shards, is_global: bool = True) -> tf.Tensor:
+    """Lay a batch out over the devices: split where it divides evenly, else whole on every device.
+
+    A batch that does not divide evenly, such as the last of an epoch, is computed by every device. Padding it instead
+    would be wrong wherever a sample weight of zero does not reach: in the balance of experts, in batch normalisation,
+    in the weight that Keras gives each batch in the epoch's loss.
+
+    Args:
+        x: Anything TensorFlow makes a dense tensor of.
+        shards: The mesh.
+        is_global: Whether `x` is the batch of all processes, or just this process's part.
+
+    Raises:
+        ValueError: If x is ragged, sparse or of strings; or a process's own part does not divide evenly.
+    """
+    if isinstance(x, (tf.RaggedTensor, tf.SparseTensor)) or tf.convert_to_tensor(x).dtype == tf.string:
+        raise ValueError(
+            f"ExpertParallelStrategy distributes dense tensors of numbers. Received: {x!r}. Turn strings into numbers "
+            "in the dataset's map, and make ragged or sparse batches dense (to_tensor, padded_batch)."
+        )
+    x = tf.convert_to_tensor(x)
+    mesh = shards.mesh
+    mine = [location[shards.batch_axis] for location in mesh.local_device_locations()]
+    pieces = shards.batch_pieces if is_global else len(_pieces_here(shards))
+    if x.shape.rank and x.shape[0] % pieces == 0:
+        layout = dtensor.Layout.batch_sharded(mesh, shards.batch_axis, rank=x.shape.rank)
+        parts = tf.split(x, pieces, axis=0)
+        first = 0 if is_global else min(mine)
+        return dtensor.pack([parts[n - first] for n in mine], layout)
+    if x.shape.rank and not is_global:
+        raise ValueError(
+            f"Each process's part of a batch must divide evenly over its {pieces} devices. Received: a part of "
+            f"{x.shape[0]} examples. Batch with drop_remainder=True."
+        )
+    return dtensor.pack([x] * len(mine), dtensor.Layout.replicated(mesh, x.shape.rank))

@@ -1,0 +1,120 @@
+"""Checkpoints of which each process writes and reads just its own part.
+
+They are TensorFlow's checkpoints of partitioned variables: `tf.train.load_checkpoint` reads them, and a slice of a
+variable can be read whatever slices it was written in. So what N devices saved, M devices restore, or one.
+"""
+
+import os
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+from tensorflow.experimental import dtensor
+
+from tf_moe.distribute.connection import barrier
+from tf_moe.distribute.variables import local_slices
+
+
+def save_sharded(path: str | os.PathLike, model: keras.Model, others: Sequence[keras.Variable] = ()) -> None:
+    """Save all state of a model: weights, the optimizer's state, and the states of random number generators.
+
+    No process ever holds more than its part of the experts. In a cluster every process calls it, with the same path on
+    storage that all share; the checkpoint appears under its name when it is complete.
+
+    Args:
+        path: Prefix of the files that are written, `path.index` and `path.data-...`.
+        model: A built model, on a mesh or on one device.
+        others: Further variables to save.
+
+    Example:
+
+    >>> save_sharded("checkpoints/step-1000", model)
+    """
+    path, names, specs, values = os.fspath(path), [], [], []
+    for name, variable in named_variables(model, others):
+        for spec, value in _pieces(variable):
+            names.append(name)
+            specs.append(spec)
+            values.append(value)
+    parts = [f"{path}_parts/{process}" for process in range(dtensor.num_clients())]
+    tf.io.gfile.makedirs(f"{path}_parts")
+    with tf.device("CPU:0"):
+        if names:
+            tf.raw_ops.SaveV2(
+                prefix=parts[dtensor.client_id()], tensor_names=names, shape_and_slices=specs, tensors=values
+            )
+        barrier()  # all parts are there
+        if dtensor.client_id() == 0:
+            written = [part for part in parts if tf.io.gfile.exists(f"{part}.index")]
+            tf.raw_ops.MergeV2Checkpoints(
+                checkpoint_prefixes=written, destination_prefix=path, delete_old_dirs=True, allow_missing_files=False
+            )
+    barrier()  # the checkpoint is there when any process goes on
+
+
+def restore_sharded(path: str | os.PathLike, model: keras.Model, others: Sequence[keras.Variable] = ()) -> None:
+    """Restore what `save_sharded` saved, on any number of devices and processes.
+
+    Args:
+        path: As it was saved.
+        model: A built model of the same structure, on a mesh or on one device; its optimizer is built if need be.
+        others: As they were saved.
+
+    Raises:
+        ValueError: If the checkpoint is of another model: a variable is missing or has another shape.
+    """
+    path = os.fspath(path)
+    if getattr(model, "optimizer", None) is not None and not model.optimizer.built:
+        with model.distribute_strategy.scope():
+            model.optimizer.build(model.trainable_variables)
+    saved = tf.train.load_checkpoint(path).get_variable_to_shape_map()
+    for name, variable in named_variables(model, others):
+        if saved.get(name) != list(variable.shape):
+            raise ValueError(
+                f"The checkpoint is of another model. Received: {path!r}, where {name!r} has shape {saved.get(name)}, "
+                f"for a variable of shape {list(variable.shape)}."
+            )
+        _restore(path, name, variable)
+
+
+def named_variables(model: keras.Model, others: Sequence[keras.Variable] = ()) -> list[tuple[str, tf.Variable]]:
+    """All variables of a model and its optimizer, with names that do not depend on how many models were made before."""
+    # Generators of random numbers are no weights, and Keras saves them nowhere.
+    named = [(f"model/{n}/{v.name}", v.value) for n, v in enumerate(model.variables)]
+    if getattr(model, "optimizer", None) is not None:  # the names of its variables have that of the model in them
+        named += [(f"optimizer/{n}", v.value) for n, v in enumerate(model.optimizer.variables)]
+    return named + [(f"others/{n}", v.value) for n, v in enumerate(others)]
+
+
+def _pieces(variable):
+    """What this process has to write of a variable: slices and their values."""
+    if not isinstance(variable, dtensor.DVariable):
+        return [("", variable.read_value())]
+    values = dtensor.unpack(variable.read_value())
+    slices = local_slices(variable.shape, variable.layout)
+    return [(_spec(variable.shape, s), v) for s, v in zip(slices, values, strict=True) if s.is_first_copy]
+
+
+def _restore(path, name, variable):
+    if not isinstance(variable, dtensor.DVariable):
+        variable.assign(_read(path, name, "", variable.dtype))
+        return
+    read = {}
+    slices = local_slices(variable.shape, variable.layout)
+    for part in slices:
+        if part.begin not in read:
+            read[part.begin] = _read(path, name, _spec(variable.shape, part), variable.dtype)
+    variable.assign(dtensor.pack([read[part.begin] for part in slices], variable.layout))
+
+
+def _read(path, name, spec, dtype):
+    with tf.device("CPU:0"):
+        return tf.raw_ops.RestoreV2(prefix=path, tensor_names=[name], shape_and_slices=[spec], dtypes=[dtype])[0]
+
+
+def _spec(shape, part) -> str:
+    """TensorFlow's notation of a slice: the whole shape, then begin and size of every dimension."""
+    if not shape.rank:
+        return ""
+    whole = " ".join(str(size) for size in shape)
+    return f"{whole} " + ":".join(f"{b},{s}" for b, s in zip(part.begin, part.size, strict=True))

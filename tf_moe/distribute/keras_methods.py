@@ -1,0 +1,153 @@
+"""The methods of Keras models that ask no strategy, made to work on a mesh.
+
+`fit`, `evaluate` and `predict` hand their data to the strategy; others do not, and Keras has no hook for them:
+
+- `train_on_batch`, `test_on_batch` and `predict_on_batch` pass plain arrays, which DTensor does not take.
+- `save` and `save_weights` write a file in every process, all to the same place.
+- `export` traces the model for batches of any size, and on a mesh all shapes are static.
+
+So they are wrapped, once, when the first strategy is made. Models of other strategies are left alone.
+"""
+
+import functools
+import itertools
+import pathlib
+import shutil
+import tempfile
+import threading
+
+import keras
+import tensorflow as tf
+from tensorflow.experimental import dtensor
+
+from tf_moe.distribute.batches import place_batch
+from tf_moe.distribute.connection import barrier
+from tf_moe.distribute.extended import MeshExtended
+from tf_moe.distribute.values import OnMesh
+
+_wrapped = False
+
+
+def wrap_keras_methods() -> None:
+    """Wrap the methods of `keras.Model`, if that has not been done."""
+    global _wrapped
+    if _wrapped:
+        return
+    _wrapped = True
+    keras.Model._make_function = _placing(keras.Model._make_function)
+    keras.Model.make_predict_function = _placing_predict(keras.Model.make_predict_function)
+    keras.Model.save = _written_once(keras.Model.save)
+    keras.Model.save_weights = _written_once(keras.Model.save_weights)
+    keras.Model.export = _from_a_plain_model(keras.Model.export)
+    keras.callbacks.BackupAndRestore.on_train_end = _by_chief(keras.callbacks.BackupAndRestore.on_train_end)
+
+
+def shards_of_model(model: keras.Model):
+    """The shards that a model was made on, or None."""
+    extended = model.distribute_strategy.extended
+    return extended.shards if isinstance(extended, MeshExtended) else None
+
+
+def _place(structure, shards):
+    """The same structure of plain arrays, on the mesh."""
+
+    def place(x):
+        if x is None or isinstance(x, OnMesh):
+            return x
+        with tf.device(shards.mesh.local_devices()[0]):
+            return OnMesh(place_batch(x, shards))
+
+    return keras.tree.map_structure(place, structure)
+
+
+def _placing(make_function):
+    @functools.wraps(make_function)
+    def wrapper(model, step_function):
+        function, shards = make_function(model, step_function), shards_of_model(model)
+        if shards is None:
+            return function
+
+        def on_mesh(iterator):
+            batches = (_place(batch, shards) for batch in iterator)
+            first = next(batches)  # StopIteration ends the epoch: a resumed one has fewer batches than Keras expects
+            return function(itertools.chain([first], batches))
+
+        return on_mesh
+
+    return wrapper
+
+
+def _placing_predict(make_predict_function):
+    @functools.wraps(make_predict_function)
+    def wrapper(model, force=False):
+        if model.predict_function is not None and not force:
+            return
+        make_predict_function(model, force)
+        function, shards = model.predict_function, shards_of_model(model)
+        if shards is not None:
+            model.predict_function = lambda data: function([_place(batch, shards) for batch in data])
+
+    return wrapper
+
+
+def _written_once(write):
+    """Process 0 writes; the others, whose part in gathering the weights is needed, write to where it is thrown away."""
+
+    @functools.wraps(write)
+    def wrapper(model, filepath, *args, **kwargs):
+        if shards_of_model(model) is None or dtensor.num_clients() == 1:
+            return write(model, filepath, *args, **kwargs)
+        if dtensor.client_id() == 0:
+            result = write(model, filepath, *args, **kwargs)
+        else:
+            folder = tempfile.mkdtemp()
+            result = write(model, str(pathlib.Path(folder, pathlib.Path(filepath).name)), *args, **kwargs)
+            shutil.rmtree(folder)
+        barrier()  # the file is there when any process goes on
+        return result
+
+    return wrapper
+
+
+def _from_a_plain_model(export):
+    """Export a copy of the model that is on one device: the artefact is to run anywhere, with batches of any size."""
+
+    @functools.wraps(export)
+    def wrapper(model, filepath, *args, **kwargs):
+        if shards_of_model(model) is None:
+            export(model, filepath, *args, **kwargs)
+            return
+        weights, failures = model.get_weights(), []
+
+        def build_and_export():
+            try:
+                copy = type(model).from_config(model.get_config())
+                if not copy.built:
+                    copy.build_from_config(model.get_build_config())
+                copy.set_weights(weights)
+                export(copy, filepath, *args, **kwargs)
+            except BaseException as error:
+                failures.append(error)
+
+        if dtensor.client_id() == 0:
+            # In a thread of its own, where the scope of the strategy does not reach.
+            thread = threading.Thread(target=build_and_export)
+            thread.start()
+            thread.join()
+        if failures:
+            raise failures[0]
+        barrier()
+
+    return wrapper
+
+
+def _by_chief(method):
+    """Run by process 0, while the others wait."""
+
+    @functools.wraps(method)
+    def wrapper(callback, *args, **kwargs):
+        if shards_of_model(callback.model) is None or dtensor.client_id() == 0:
+            method(callback, *args, **kwargs)
+        barrier()
+
+    return wrapper

@@ -1,0 +1,73 @@
+"""What has to be done so that one process can compile more than one DTensor program with loops.
+
+DTensor 2.21 turns every loop of a program into functions, which it adds to those of all programs before. Two things go
+wrong, both with "Cannot add function ... because a different function with the same name already exists":
+
+- The functions get the name of the loop, so that equal scopes in two programs, such as those of the same layer at
+  training and at evaluation, collide. Hence a scope for each program.
+- DTensor remembers the names by the addresses of the loops in memory, and keeps them when a program has been compiled
+  and its memory is free again. A loop of the next program that comes to lie at such an address gets the old name.
+  (RegionControlFlowToFunctionalPass holds an OpOrArgLocNameMapper for as long as the device lives.) Hence memory that
+  is taken, in blocks of the sizes that such objects have, and never given back: the new program lies elsewhere.
+
+`tests/distribute/test_programs.py` tells when this is no longer needed.
+"""
+
+import ctypes
+import itertools
+
+import tensorflow as tf
+
+# 20 MB for each program; of less, programs of several loops did not get enough.
+_BLOCKS_OF_A_SIZE, _SIZES = 40, range(4096, 64, -16)
+
+_program = itertools.count()
+
+
+def new_program():
+    """A name scope for a program that is about to be traced, which can then be compiled beside the others."""
+    _take_freed_memory()
+    return tf.name_scope(f"mesh_program_{next(_program)}")
+
+
+def _take_freed_memory():
+    allocate = ctypes.CDLL(None).malloc
+    allocate.restype, allocate.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    for size in _SIZES:
+        for _ in range(_BLOCKS_OF_A_SIZE):
+            allocate(size)
+
+
+# Operations that DTensor cannot split, by what makes them and what to do instead.
+_UNSUPPORTED = {
+    ("TensorList",): (
+        "a loop that keeps a list of tensors, as keras.layers.LSTM, GRU, RNN, tf.map_fn and tf.TensorArray do",
+        "Use tf_moe.layers.LSTM, or unroll=True with short sequences.",
+    ),
+    ("RandomStandardNormal", "RandomUniform", "RandomUniformInt", "TruncatedNormal", "RandomShuffle"): (
+        "random numbers with a state of their own",
+        "Use keras.random with a keras.random.SeedGenerator, or tf.random.stateless_*.",
+    ),
+    ("LowerBound", "UpperBound", "Where", "Unique", "EagerPyFunc", "PyFunc", "SparseTensorDense", "Ragged"): (
+        "an operation whose shape depends on the data, or that runs outside of the program",
+        "Do it in the dataset's map, or with operations of static shape.",
+    ),
+}
+
+
+def check_supported(graph: tf.Graph) -> None:
+    """Raise ValueError for an operation that DTensor cannot split, before DTensor does in its own words."""
+    for operation in graph.get_operations():
+        for types, (what, remedy) in _UNSUPPORTED.items():
+            if operation.type in types or any(
+                operation.type.startswith(t) for t in types if t.endswith(("List", "ged"))
+            ):
+                raise ValueError(
+                    f"ExpertParallelStrategy cannot split {what}. Received: operation {operation.type}, made by "
+                    f"{_layer_of(operation.name)!r}. {remedy}"
+                )
+
+
+def _layer_of(name: str) -> str:
+    """The scopes around an operation: the layers, without the program's number."""
+    return "/".join(name.split("/")[1:-1]) or name

@@ -1,0 +1,133 @@
+"""Training with the experts split over devices."""
+
+import math
+import os
+import random
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+from tensorflow.experimental import dtensor
+
+from tf_moe.distribute.cluster import devices_per_process, find_cluster
+from tf_moe.distribute.connection import broadcast_int, join
+from tf_moe.distribute.extended import MeshExtended
+from tf_moe.distribute.keras_methods import wrap_keras_methods
+from tf_moe.distribute.values import unwrap
+from tf_moe.mesh.shards import EXPERT, REPLICA, Shards
+
+
+class ExpertParallelStrategy(tf.distribute.Strategy):
+    """Replicates a model over devices and splits its experts over the same devices, with stock `model.fit`.
+
+    LSTMs, gates, embeddings and their optimizer slots are whole on every device, and each device computes its share of
+    the batch. The experts of every `SparseMoE`, and their slots, are split: each expert is on one device and receives
+    the tokens of all. The numbers are those of one device.
+
+    Variables are DTensors, and a step is one program over all devices: there is one logical replica
+    (`num_replicas_in_sync` is 1), the batch size is that of all devices together, and losses need no scaling. Shapes
+    must be static: every new batch shape is compiled once. A batch whose size does not divide evenly over the devices,
+    such as the last of an epoch, is computed whole on every device, which is exact, but slower and larger.
+
+    Make the strategy before any other use of TensorFlow in a cluster of several processes.
+
+    Args:
+        devices: Names such as `["GPU:0", "GPU:1"]`. Default: all GPUs, else all logical CPUs (one per machine, unless
+            `tf.config.set_logical_device_configuration` makes more). In a cluster, the devices of this process.
+        mesh_shape: `{"replica": r, "expert": e}` for more devices than experts can use: experts are split e ways, and
+            each shard is held r times. r * e is the number of devices over all processes. Default: all in "expert".
+            DTensor splits a batch over one of the two axes, the longer one, so that other layers than `SparseMoE` are
+            computed r or e times over, whichever is less.
+        cluster_resolver: A `tf.distribute.cluster_resolver.ClusterResolver` of several processes. Default: what the
+            environment variable TF_CONFIG says, if it is there; else this process is alone. See
+            `tf_moe.distribute.launch` for a cluster on one machine.
+
+    Raises:
+        ValueError: If `mesh_shape` does not fit the devices.
+        RuntimeError: If TensorFlow has been used before a cluster could be joined, or other processes do not start.
+
+    Example:
+
+    ```python
+    strategy = tf_moe.distribute.ExpertParallelStrategy()
+    with strategy.scope():
+        model = keras.Sequential([..., tf_moe.layers.SparseMoE(num_experts=256, expert_hidden=1024), ...])
+        model.compile("adam", loss)
+    model.fit(dataset)
+    ```
+
+    Reference: section 3.1 of Shazeer et al. (2017).
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[str] | None = None,
+        mesh_shape: dict[str, int] | None = None,
+        cluster_resolver: tf.distribute.cluster_resolver.ClusterResolver | None = None,
+    ):
+        # DTensor's pass that combines all-reduces breaks on training steps ("operand does not dominate this use").
+        os.environ.setdefault("DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION", "0")
+        cluster = find_cluster(cluster_resolver)
+        device_type = _device_type(devices)
+        join(cluster, device_type, devices_per_process() if device_type == "CPU" else None)
+        devices = list(devices) if devices else _local_devices(device_type)
+        total = len(devices) * (cluster.num_processes if cluster else 1)
+        dims = _mesh_dims(mesh_shape, total)
+        if cluster is None:
+            self.mesh = dtensor.create_mesh(dims, devices=devices)
+        else:
+            self.mesh = dtensor.create_distributed_mesh(dims, local_devices=devices, device_type=device_type)
+            # Initial values, noise and the order of data come from each process's generators: they must agree.
+            keras.utils.set_random_seed(broadcast_int(random.getrandbits(31)))
+        self.shards = Shards(self.mesh)
+        wrap_keras_methods()
+        super().__init__(MeshExtended(self, self.shards))
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this is the process that writes files."""
+        return dtensor.client_id() == 0
+
+    def reduce(self, reduce_op, value, axis):
+        """The value itself, reduced over `axis` if that is not None: with one logical replica there is only one."""
+        value = unwrap(value)
+        if axis is None:
+            return value
+        mean = str(getattr(reduce_op, "value", reduce_op)).upper() == "MEAN"
+        return tf.nest.map_structure(lambda x: (tf.reduce_mean if mean else tf.reduce_sum)(x, axis), value)
+
+
+def _device_type(devices) -> str:
+    """The type of the devices, found without initialising any."""
+    if devices:
+        return tf.DeviceSpec.from_string(_full_name(devices[0])).device_type
+    return "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+
+
+def _full_name(device: str) -> str:
+    return device if device.startswith("/") else f"/device:{device}"
+
+
+def _local_devices(device_type: str) -> list[str]:
+    mine = [d for d in tf.config.list_logical_devices(device_type) if _is_local(d.name)]
+    return [f"{device_type}:{name.rsplit(':', 1)[-1]}" for name in (d.name for d in mine)]
+
+
+def _is_local(name: str) -> bool:
+    task = tf.DeviceSpec.from_string(name).task
+    return dtensor.num_clients() == 1 or task in (None, dtensor.client_id())
+
+
+def _mesh_dims(mesh_shape, total) -> list[tuple[str, int]]:
+    if mesh_shape is None:
+        return [(EXPERT, total)]
+    sizes = {REPLICA: 1, EXPERT: 1, **mesh_shape}
+    fits = all(isinstance(n, int) and n > 0 for n in sizes.values()) and math.prod(sizes.values()) == total
+    if set(sizes) != {REPLICA, EXPERT} or not fits:
+        raise ValueError(
+            f'mesh_shape must be {{"replica": r, "expert": e}} with r * e = {total}, the number of devices. '
+            f"Received: mesh_shape={mesh_shape!r}. Make more logical devices, or pass numbers that multiply to {total}."
+        )
+    if sizes[REPLICA] == 1:
+        return [(EXPERT, total)]
+    return [(REPLICA, sizes[REPLICA]), (EXPERT, sizes[EXPERT])]
