@@ -1,0 +1,178 @@
+"""A training step of the layer, as a multiple of two dense matrix products of the same arithmetic.
+
+    python examples/benchmarks/layer.py
+    python examples/benchmarks/layer.py --sizes 4096x256 16384x64 --skews 0 0.7 --against einsum per_expert all
+
+A size is tokens x experts. A step is the forward and the backward pass of the whole layer, gate and both losses
+included, for the inputs and all weights; every step has fresh noise and inputs, hence a fresh routing. The loads follow
+Zipf's law with the exponent --skews; 0 is the untrained gate, which noise alone balances. Ratios are of process CPU
+time and of the clock, medians of calls that take turns; on a busy machine only the former mean something.
+
+What it can be compared with has the same gate and weights:
+
+    einsum      one-hot dispatch by matrix products (GShard), groups of 512 tokens, capacity factor 1.25: it drops
+    per_expert  a gather, two products and a scatter for each expert, unrolled (tensor2tensor's local_moe)
+    all         every expert on every token
+"""
+
+import argparse
+import functools
+import math
+import time
+
+import numpy as np
+import tensorflow as tf
+from timing import interleave, print_table
+
+from tf_moe.layers import SparseMoE
+from tf_moe.losses import cv_squared
+
+
+def floor(rows, width, hidden):
+    """A step of two dense products with as many rows: what cannot be saved."""
+    x, first, second, d_y = (
+        tf.random.normal(shape) for shape in ((rows, width), (width, hidden), (hidden, width), (rows, width))
+    )
+
+    @tf.function
+    def step(x, first, second, d_y):
+        with tf.GradientTape() as tape:
+            tape.watch([x, first, second])
+            y = tf.matmul(tf.nn.relu(tf.matmul(x, first)), second)
+        return tape.gradient(y, [x, first, second], d_y)
+
+    return lambda *_: step(x, first, second, d_y)
+
+
+def einsum(x, index, weights, first, second, group=512, capacity_factor=1.25):
+    """Dispatch and combine as products with one-hot matrices, groups of tokens apart."""
+    tokens, k = index.shape
+    experts, groups = first.shape[0], max(1, tokens // group)
+    capacity = math.ceil(capacity_factor * k * (tokens // groups) / experts)
+    chosen = tf.one_hot(tf.reshape(index, [groups, -1]), experts)  # (G, S k, E), tokens first
+    position = tf.reduce_sum((tf.cumsum(chosen, axis=1) - 1) * chosen, axis=-1)
+    place = tf.one_hot(tf.cast(position, tf.int32), capacity)
+    combine = tf.einsum("gse,gsc,gs->gsec", chosen, place, tf.reshape(weights, [groups, -1]))
+    combine = tf.reduce_sum(tf.reshape(combine, [groups, -1, k, experts, capacity]), axis=2)
+    dispatch = tf.cast(combine > 0, x.dtype)
+    x = tf.reshape(x, [groups, -1, x.shape[-1]])
+    rows = tf.einsum("gsec,gsd->egcd", dispatch, x)
+    rows = tf.reshape(rows, [experts, -1, x.shape[-1]])
+    rows = tf.matmul(tf.nn.relu(tf.matmul(rows, first)), second)
+    rows = tf.reshape(rows, [experts, groups, capacity, -1])
+    return tf.reshape(tf.einsum("gsec,egcd->gsd", combine, rows), [tokens, -1])
+
+
+def per_expert(x, index, weights, first, second):
+    """A subgraph for each expert, which the executor may run in parallel."""
+    pieces, places = [], []
+    for e, (w_1, w_2) in enumerate(zip(tf.unstack(first), tf.unstack(second), strict=True)):
+        assignment = tf.where(tf.equal(index, e))
+        token = assignment[:, 0]
+        rows = tf.matmul(tf.nn.relu(tf.matmul(tf.gather(x, token), w_1)), w_2)
+        pieces.append(rows * tf.expand_dims(tf.gather_nd(weights, assignment), 1))
+        places.append(token)
+    return tf.math.unsorted_segment_sum(tf.concat(pieces, 0), tf.concat(places, 0), x.shape[0])
+
+
+def all_experts(x, index, weights, first, second):
+    """Every expert on every token, most of it multiplied by zero."""
+    dense = tf.reduce_sum(tf.one_hot(index, first.shape[0]) * tf.expand_dims(weights, -1), axis=1)
+    hidden = tf.nn.relu(tf.einsum("td,edh->eth", x, first))
+    return tf.einsum("te,eth,ehd->td", dense, hidden, second)
+
+
+CONTENDERS = {"einsum": einsum, "per_expert": per_expert, "all": all_experts}
+
+
+def training_step(outputs, weights):
+    """Forward and backward pass of `outputs(x) -> y, loss`."""
+
+    @tf.function
+    def step(x, d_y):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y, loss = outputs(x)
+            total = tf.reduce_sum(y * d_y) + loss
+        return tape.gradient(total, [x, *weights])
+
+    return step
+
+
+def make_steps(layer, tokens, names):
+    """The steps to be timed, by name."""
+    width, hidden = layer.experts.hidden_kernel.shape[1:]
+    weights, bank = ([v.value for v in part.trainable_variables] for part in (layer, layer.experts))
+
+    def ours(x):
+        return layer(x, training=True), tf.add_n(layer.losses)
+
+    def theirs(function, x):
+        routing = layer.gate(x, training=True)
+        y = function(x, routing.expert_index, routing.combine_weights, *bank)
+        return y, 0.1 * (cv_squared(routing.importance) + cv_squared(routing.load))
+
+    steps = {"floor": floor(layer.k * tokens, width, hidden), "tf_moe": training_step(ours, weights)}
+    return steps | {name: training_step(functools.partial(theirs, CONTENDERS[name]), weights) for name in names}
+
+
+def make_fresh(rng, layer, tokens, skew):
+    """Makes inputs whose loads follow Zipf's law, and gradients of outputs."""
+    width, experts = layer.experts.hidden_kernel.shape[1], layer.num_experts
+    if skew:  # the gate reads its logits from the input: Gumbel noise over log-probabilities draws from them
+        logits = -skew * np.log(1 + rng.permutation(experts))
+        layer.gate.kernel.assign(10 * np.eye(width, experts))
+
+    def fresh():
+        x = rng.standard_normal((tokens, width)).astype("float32")
+        if skew:
+            x[:, :experts] = logits + rng.gumbel(size=(tokens, experts))
+        return tf.constant(x), tf.random.normal([tokens, width])
+
+    return fresh
+
+
+def measure(tokens, experts, skew, options):
+    """The row of one size."""
+    layer = SparseMoE(experts, options.hidden, k=options.k)
+    layer.build((None, options.width))
+    rng = np.random.default_rng()
+    fresh = make_fresh(rng, layer, tokens, skew)
+    steps = make_steps(layer, tokens, options.against)
+    arguments, started = fresh(), time.perf_counter()
+    steps["tf_moe"](*arguments)
+    first = time.perf_counter() - started
+    times = interleave(steps, fresh, options.repetitions)
+    load = tf.math.bincount(layer.route(arguments[0], training=True).expert_index, minlength=experts)
+    row = {"tokens x experts": f"{tokens}x{experts}", "skew": skew, "max/mean load": int(max(load)) / np.mean(load)}
+    row |= {"floor (CPU ms)": times["floor"].cpu, "first call (s)": first}
+    for name in list(steps)[1:]:
+        row[f"{name}, CPU"] = times[name].cpu / times["floor"].cpu
+        row[f"{name}, clock"] = times[name].wall / times["floor"].wall
+    return row
+
+
+def parse_size(text):
+    tokens, experts = text.split("x")
+    return int(tokens), int(experts)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sizes = [(4096, 16), (16384, 64), (4096, 64), (4096, 256), (4096, 1024)]
+    parser.add_argument("--sizes", nargs="+", type=parse_size, default=sizes, metavar="TxE")
+    parser.add_argument("--skews", nargs="+", type=float, default=[0.0], metavar="S")
+    parser.add_argument("--against", nargs="*", choices=CONTENDERS, default=[])
+    parser.add_argument("--width", type=int, default=512, help="default: %(default)s")
+    parser.add_argument("--hidden", type=int, default=1024, help="default: %(default)s")
+    parser.add_argument("--k", type=int, default=4, help="default: %(default)s")
+    parser.add_argument("--repetitions", type=int, default=15, help="default: %(default)s")
+    parser.add_argument("--smoke", action="store_true", help="one tiny size, to see that it runs")
+    options = parser.parse_args(arguments)
+    if options.smoke:
+        options.sizes, options.width, options.hidden, options.repetitions = [(64, 8)], 16, 32, 1
+    print_table(measure(*size, skew, options) for size in options.sizes for skew in options.skews)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The examples on a mesh as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.base import TestCase
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+class MeshExamplesTest(TestCase):
+    def run_example(self, name, *arguments):
+        # Without what other tests, or the launcher, may have left in the environment.
+        environment = {k: v for k, v in os.environ.items() if k not in ("TF_CONFIG", "TF_MOE_DEVICES_PER_PROCESS")}
+        command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    def text(self):
+        folder = Path(self.get_temp_dir()) / self._testMethodName
+        folder.mkdir(parents=True)
+        for part, lines in (("train", 400), ("valid", 40), ("test", 40)):
+            words = self.rng.choice(["the", "cat", "dog", "sat", "ran", "on", "a", "mat"], (lines, 12))
+            (folder / f"{part}.txt").write_text("".join(" ".join(line) + "\n" for line in words))
+        return folder
+
+    def test_distributed(self):
+        sizes = ["--vocabulary", 11, "--batch", 8, "--steps", 16, "--epochs", 0.3]
+        run = self.run_example("distributed.py", "--smoke", "--devices", 2, "--data", self.text(), *sizes)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        lines = run.stdout.splitlines()
+        (kernel,) = (line for line in lines if "moe/experts/hidden_kernel" in line)
+        self.assertIn("['expert', None, None]", kernel)
+        (exchange,) = (line.split("|") for line in lines if line.startswith("| all-to-all"))
+        self.assertEqual(exchange[2], exchange[3], "the model and the program disagree")
+        self.assertIn("tokens/s, test perplexity", lines[-1])
+        # Eight words, all as likely, and an end of line after twelve.
+        self.assertBetween(float(lines[-1].split()[-1]), 5, 12)
+
+    def test_a_batch_that_does_not_divide(self):
+        run = self.run_example("distributed.py", "--smoke", "--batch", 3, "--data", self.text())
+        self.assertEqual(run.returncode, 1)
+        self.assertIn("--batch must divide evenly over 2 devices, not 3", run.stderr)
+        self.assertNotIn("Traceback", run.stderr)
