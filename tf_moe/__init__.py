@@ -8,7 +8,19 @@ if keras.backend.backend() != "tensorflow":
         "Set KERAS_BACKEND=tensorflow in the environment (or in ~/.keras/keras.json) before Keras is imported."
     )
 
-from tf_moe import analysis, dispatch, distribute, experts, gates, initializers, layers, losses, models, text
+from tf_moe import (
+    analysis,
+    dispatch,
+    distribute,
+    experts,
+    gates,
+    initializers,
+    layers,
+    losses,
+    models,
+    optimizers,
+    text,
+)
 from tf_moe._version import __version__
 
 __all__ = [
@@ -22,5 +34,6 @@ __all__ = [
     "layers",
     "losses",
     "models",
+    "optimizers",
     "text",
 ]

@@ -85,7 +85,9 @@ class FeedForward(keras.layers.Layer):
         )
 
     def _add_bias(self, name, width):
-        return self.add_weight(shape=(self.num_experts, width), initializer=PerExpert("zeros"), name=name)
+        bias = self.add_weight(shape=(self.num_experts, width), initializer=PerExpert("zeros"), name=name)
+        bias.stacked_axes = 1  # for optimizers: vectors, not a matrix
+        return bias
 
     def call(self, rows: tf.Tensor, counts: tf.Tensor | Groups, capacity: int | tf.Tensor | None = None) -> tf.Tensor:
         weights = [self.hidden_kernel, self.output_kernel]

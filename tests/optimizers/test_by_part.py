@@ -1,0 +1,80 @@
+import pathlib
+
+import keras
+import numpy as np
+
+from tests.base import TestCase
+from tests.mesh.helpers import specs_of, strategy_on
+from tf_moe.layers import SparseMoE
+from tf_moe.optimizers import FactoredAdam, optimizer_for
+
+
+def make_model(**arguments):
+    model = keras.Sequential(
+        [keras.Input((6,)), keras.layers.Dense(4), SparseMoE(4, 8, k=2, seed=1), keras.layers.Dense(3)]
+    )
+    model.compile(optimizer_for(FactoredAdam(0.01), keras.optimizers.SGD(0.1)), "mse", **arguments)
+    return model
+
+
+class OptimizerForTest(TestCase):
+    def data(self):
+        return self.normal(32, 6), self.normal(32, 3)
+
+    def test_each_part_has_its_own(self):
+        model = make_model()
+        twins = [keras.models.clone_model(model) for _ in range(2)]
+        for twin, optimizer in zip(twins, (FactoredAdam(0.01), keras.optimizers.SGD(0.1)), strict=True):
+            twin.set_weights(model.get_weights())
+            twin.compile(optimizer, "mse")
+        x, y = self.data()
+        for each in (model, *twins):
+            each.train_on_batch(x, y)
+        of_experts = 0
+        for ours, factored, sgd in zip(model.weights, *(twin.weights for twin in twins), strict=True):
+            is_experts = "/experts/" in ours.path
+            of_experts += is_experts
+            self.assertAllClose(ours, factored if is_experts else sgd, msg=ours.path)
+        self.assertEqual(of_experts, 2)
+        slots = [tuple(v.shape) for v in model.optimizer.variables if len(v.shape)]
+        self.assertEqual(slots, [(4, 4), (4, 8), (4, 8), (4, 4)])
+
+    def test_is_saved(self):
+        model, path = make_model(), pathlib.Path(self.get_temp_dir(), "model.keras")
+        x, y = self.data()
+        model.fit(x, y, verbose=0)
+        model.save(path)
+        again = keras.models.load_model(path)
+        for each in (model, again):
+            each.layers[1].gate.seed_generator.state.assign([1, 0])
+        for _ in range(2):
+            self.assertAllClose(again.train_on_batch(x, y), model.train_on_batch(x, y))
+        for ours, expected in zip(again.optimizer.variables, model.optimizer.variables, strict=True):
+            self.assertAllClose(ours, expected)
+
+    def test_mixed_float16(self):
+        """Keras wraps it in loss scaling."""
+        keras.config.set_dtype_policy("mixed_float16")
+        try:
+            model = make_model()
+        finally:
+            keras.config.set_dtype_policy("float32")
+        self.assertIsInstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+        before = model.get_weights()
+        model.fit(*self.data(), epochs=3, verbose=0)
+        after = model.get_weights()
+        self.assertTrue(all(np.all(np.isfinite(w)) for w in after))
+        self.assertNotAllClose(after[0], before[0])
+
+    def test_on_a_mesh(self):
+        x, y = self.data()
+        one = make_model()
+        with strategy_on(2).scope():
+            many = make_model()
+        many.set_weights(one.get_weights())
+        for _ in range(3):
+            self.assertAllClose(many.train_on_batch(x, y), one.train_on_batch(x, y), rtol=1e-4)
+        for ours, expected in zip(many.optimizer.variables, one.optimizer.variables, strict=True):
+            self.assertAllClose(ours, expected, rtol=1e-3, atol=1e-6)
+            if "experts" in ours.path:
+                self.assertEqual(specs_of(ours.value)[0], "expert")

@@ -1,0 +1,37 @@
+"""An optimizer for the experts and another one for everything else."""
+
+import keras
+
+# The weights of the experts of a `SparseMoE` have this in their paths.
+_EXPERTS = r"(.*/)?experts/.*"
+
+
+def optimizer_for(
+    experts: keras.optimizers.Optimizer, others: keras.optimizers.Optimizer
+) -> keras.optimizers.MultiOptimizer:
+    """One optimizer of two: for the experts of all `SparseMoE` layers, and for all other weights.
+
+    The paper's largest models keep less for the experts, which have nearly all weights, than for the rest. What the two
+    do, they do each for their part: learning rates, clipping by global norm, decay, averages.
+
+    Args:
+        experts: The optimizer of the experts' weights, those with a layer named "experts" in their path.
+        others: The optimizer of all others.
+
+    Returns:
+        A `keras.optimizers.MultiOptimizer`, whose `optimizers` are the two. It is saved, compiled and used as any.
+
+    Example:
+
+    ```python
+    optimizer = tf_moe.optimizers.optimizer_for(
+        experts=tf_moe.optimizers.FactoredAdam(1e-3), others=keras.optimizers.Adam(1e-3)
+    )
+    model.compile(optimizer, loss)
+    ```
+
+    Reference: appendix D of Shazeer et al. (2017).
+    """
+    optimizers = keras.optimizers.OptimizerMap(others)
+    optimizers[_EXPERTS] = experts
+    return keras.optimizers.MultiOptimizer(optimizers)

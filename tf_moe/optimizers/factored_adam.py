@@ -1,0 +1,127 @@
+"""Adam with factored second moments, for banks of experts that are most of a model's memory."""
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable(package="tf_moe")
+class FactoredAdam(keras.optimizers.Optimizer):
+    """Adam that keeps row and column averages of the squared gradient instead of all of it, and no momentum.
+
+    For a matrix, and for each matrix of a stacked weight `(E, D, H)` by itself, the second moment is estimated as
+
+    ```
+    row[i] = moving average of mean_j(g[i, j]^2)
+    col[j] = moving average of mean_i(g[i, j]^2)
+    v[i, j] = row[i] * col[j] / mean(row)
+    w -= learning_rate * m / (sqrt(v) + epsilon)        with m = g where beta_1 is 0
+    ```
+
+    with Adam's corrections for the averages' start. A bank of E experts of D x H keeps E (D + H) numbers where Adam
+    keeps 2 E D H. Vectors, and stacks of vectors such as the experts' biases, keep the whole second moment.
+
+    Args:
+        learning_rate: A float, a `keras.optimizers.schedules.LearningRateSchedule` or a callable. Default 0.001.
+        beta_1: Decay of the average gradient. Default 0, as in the paper: no average is kept.
+        beta_2: Decay of the averages of squared gradients. Default 0.999.
+        epsilon: Added to the root of the second moment. Default 1e-7.
+        weight_decay: As in all Keras optimizers, and so are `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`,
+            `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor` and `gradient_accumulation_steps`.
+        name: Default "factored_adam".
+        **kwargs: The arguments just named.
+
+    Raises:
+        ValueError: If beta_1 or beta_2 is not in [0, 1).
+
+    Example:
+
+    >>> optimizer = FactoredAdam(1e-3)
+    >>> optimizer.build([keras.Variable(tf.zeros([16, 512, 1024]))])
+    >>> [tuple(v.shape) for v in optimizer.variables[2:]]
+    [(16, 512), (16, 1024)]
+
+    Reference: appendix D of Shazeer et al. (2017).
+    """
+
+    def __init__(
+        self,
+        learning_rate=0.001,
+        beta_1: float = 0.0,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        weight_decay: float | None = None,
+        name: str = "factored_adam",
+        **kwargs,
+    ):
+        if not (0 <= beta_1 < 1 and 0 <= beta_2 < 1):
+            raise ValueError(
+                f"beta_1 and beta_2 must be at least 0 and below 1. Received: beta_1={beta_1!r}, beta_2={beta_2!r}."
+            )
+        super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, name=name, **kwargs)
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+
+    def build(self, var_list):
+        if self.built:
+            return
+        super().build(var_list)
+        self._momentums = self.add_optimizer_variables(var_list, "momentum") if self.beta_1 else None
+        self._moments = [self._add_moments(variable) for variable in var_list]
+
+    def _add_moments(self, variable):
+        """The averages of a weight: of its rows and of its columns, or of all of it."""
+        if not is_factored(variable):
+            return (self.add_variable_from_reference(variable, name="velocity"),)
+        *stack, rows, columns = variable.shape
+        name = variable.path.replace("/", "_")
+        with self._distribution_strategy.extended.colocate_vars_with(variable.value):
+            return tuple(
+                self.add_variable((*stack, size), dtype=variable.dtype, name=f"{name}_{kind}")
+                for size, kind in ((rows, "row_velocity"), (columns, "column_velocity"))
+            )
+
+    def update_step(self, gradient, variable, learning_rate):
+        index, dtype = self._get_variable_index(variable), variable.dtype
+        slots = [*self._moments[index], *([self._momentums[index]] if self.beta_1 else [])]
+        numbers = (learning_rate, self.iterations + 1, self.beta_1, self.beta_2, self.epsilon)
+        new, new_slots = _update(
+            tf.convert_to_tensor(variable),
+            tf.cast(tf.convert_to_tensor(gradient), dtype),
+            self._moments[index],
+            self._momentums[index] if self.beta_1 else None,
+            [tf.cast(x, dtype) for x in numbers],
+        )
+        for slot, value in zip(slots, new_slots, strict=True):
+            self.assign(slot, value)
+        self.assign(variable, new)
+
+    def get_config(self):
+        return {**super().get_config(), "beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}
+
+
+def is_factored(variable: keras.Variable) -> bool:
+    """Whether a weight is a matrix or a stack of matrices."""
+    return len(variable.shape) - getattr(variable, "stacked_axes", 0) >= 2
+
+
+def _update(weight, gradient, moments, momentum, numbers):
+    """New values of a weight and of its slots."""
+    learning_rate, step, beta_1, beta_2, epsilon = numbers
+    square = gradient * gradient
+    squares = [square] if len(moments) == 1 else [tf.reduce_mean(square, -1), tf.reduce_mean(square, -2)]
+    moments = [v + (1 - beta_2) * (s - v) for v, s in zip(moments, squares, strict=True)]
+    root = _root(moments) / tf.sqrt(1 - beta_2**step)
+    if momentum is not None:
+        momentum += (1 - beta_1) * (gradient - momentum)
+        gradient, moments = momentum / (1 - beta_1**step), [*moments, momentum]
+    return weight - learning_rate * gradient / (root + epsilon), moments
+
+
+def _root(moments):
+    """The root of the second moment: of the rank-one matrix that has these row and column averages."""
+    if len(moments) == 1:
+        return tf.sqrt(moments[0])
+    rows, columns = moments
+    rows = tf.math.divide_no_nan(rows, tf.reduce_mean(rows, axis=-1, keepdims=True))
+    return tf.expand_dims(tf.sqrt(rows), -1) * tf.expand_dims(tf.sqrt(columns), -2)

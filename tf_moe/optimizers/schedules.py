@@ -1,0 +1,59 @@
+"""The paper's learning rates."""
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable(package="tf_moe")
+class WarmupInverseSqrt(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate that rises linearly, stays, and then falls with the inverse square root of the step.
+
+    ```
+    step <= warmup_steps:                     learning_rate * step / warmup_steps
+    step <= warmup_steps + constant_steps:    learning_rate
+    beyond:                                   learning_rate * sqrt((warmup_steps + constant_steps) / step)
+    ```
+
+    Steps count from 1: the first update already moves the weights.
+
+    Args:
+        learning_rate: The highest learning rate.
+        warmup_steps: Steps in which it is reached. Default 1000, as for the paper's language models (appendix C.1).
+        constant_steps: Steps for which it is kept. Default 0; for translation the paper has 2000 and 8000 (appendix E).
+
+    Raises:
+        ValueError: If warmup_steps is not positive, or constant_steps negative.
+
+    Example:
+
+    >>> schedule = WarmupInverseSqrt(0.001, warmup_steps=2000, constant_steps=8000)
+    >>> [round(float(schedule(step)), 6) for step in (0, 999, 5000, 39_999)]
+    [1e-06, 0.0005, 0.001, 0.0005]
+
+    Reference: appendices C.1 and E of Shazeer et al. (2017).
+    """
+
+    def __init__(self, learning_rate: float, warmup_steps: int = 1000, constant_steps: int = 0):
+        super().__init__()
+        if warmup_steps < 1 or constant_steps < 0:
+            raise ValueError(
+                "warmup_steps must be 1 or more, and constant_steps 0 or more. "
+                f"Received: warmup_steps={warmup_steps!r}, constant_steps={constant_steps!r}."
+            )
+        self.learning_rate = learning_rate
+        self.warmup_steps = warmup_steps
+        self.constant_steps = constant_steps
+
+    def __call__(self, step):
+        step = tf.cast(step, tf.float32) + 1.0
+        falls_from = float(self.warmup_steps + self.constant_steps)
+        return self.learning_rate * tf.minimum(
+            tf.minimum(1.0, step / self.warmup_steps), tf.sqrt(falls_from / tf.maximum(step, falls_from))
+        )
+
+    def get_config(self):
+        return {
+            "learning_rate": self.learning_rate,
+            "warmup_steps": self.warmup_steps,
+            "constant_steps": self.constant_steps,
+        }
