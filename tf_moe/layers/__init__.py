@@ -1,6 +1,7 @@
-"""Keras layers."""
+"""Keras layers, and the loss that belongs to one of them."""
 
 from tf_moe.layers.lstm import LSTM
+from tf_moe.layers.sampled_softmax import SampledSoftmax, SampledSoftmaxLoss
 from tf_moe.layers.sparse_moe import SparseMoE
 
-__all__ = ["LSTM", "SparseMoE"]
+__all__ = ["LSTM", "SampledSoftmax", "SampledSoftmaxLoss", "SparseMoE"]

@@ -15,3 +15,9 @@ def normal(shape: list[int], seed: tf.Tensor, shards: Shards) -> tf.Tensor:
     """Standard normal float32 numbers of a shape; up to 4 million, the same as on one device."""
     numbers = tf.random.stateless_normal(shape, seed)
     return shards.whole(numbers) if math.prod(shape) <= LARGEST_COMMON_DRAW else numbers
+
+
+def uniform(shape: list[int], seed: tf.Tensor, shards: Shards | None) -> tf.Tensor:
+    """Float32 numbers in [0, 1), the same on every device; without a mesh, as TensorFlow draws them."""
+    numbers = tf.random.stateless_uniform(shape, seed)
+    return shards.whole(numbers) if shards else numbers

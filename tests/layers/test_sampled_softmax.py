@@ -1,0 +1,141 @@
+import pathlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+
+from tests.base import TestCase
+from tests.mesh.helpers import strategy_on
+from tf_moe.layers import LSTM, SampledSoftmax, SampledSoftmaxLoss
+
+V, D = 40, 6
+
+
+def softmax_loss(targets, inputs, kernel, bias):
+    """In float64, over the whole vocabulary."""
+    logits = inputs.astype("float64") @ kernel.T.astype("float64") + bias
+    return np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+
+
+class SampledSoftmaxTest(TestCase):
+    def layer(self, **arguments):
+        layer = SampledSoftmax(V, seed=int(self.rng.integers(2**31)), **arguments)
+        layer.build((None, D))
+        layer.set_weights([0.5 * self.normal(V, D), self.normal(V), *layer.get_weights()[2:]])
+        return layer
+
+    def test_evaluation_is_exact(self):
+        layer = self.layer(num_sampled=3)
+        x, targets = self.normal(4, 5, D), self.rng.integers(0, V, (4, 5))
+        kernel, bias = layer.kernel.numpy(), layer.bias.numpy()
+        logits = layer(x)
+        self.assertAllClose(logits, x @ kernel.T + bias, rtol=1e-4, atol=1e-5)
+        loss = SampledSoftmaxLoss(layer, reduction=None)(targets, logits)
+        self.assertAllClose(loss, softmax_loss(targets, x, kernel, bias), rtol=1e-4)
+
+    @parameterized.parameters("log_uniform", "uniform")
+    def test_training_estimates_it(self, sampling):
+        """The more is drawn the nearer, in value and gradient."""
+        layer = self.layer(num_sampled=100_000, sampling=sampling)
+        x, targets = self.normal(12, D), self.rng.integers(0, V, 12)
+        loss = SampledSoftmaxLoss(layer, reduction="sum")
+        weights = [layer.kernel, layer.bias]
+        gradients = []
+        for training in (True, False):
+            with tf.GradientTape() as tape:
+                inputs = tf.constant(x)
+                tape.watch(inputs)
+                value = loss(targets, layer(inputs, training=training))
+            gradients.append(
+                [value, *map(tf.convert_to_tensor, tape.gradient(value, [inputs, *(w.value for w in weights)]))]
+            )
+        for sampled, full in zip(*gradients, strict=True):
+            scale = np.abs(full).max()
+            self.assertAllClose(sampled / scale, full / scale, atol=0.05)
+
+    @parameterized.parameters("log_uniform", "uniform")
+    def test_words_come_as_often_as_expected(self, sampling):
+        layer = self.layer(num_sampled=200_000, sampling=sampling)
+        words = layer._draw()
+        self.assertBetween(int(tf.reduce_min(words)), 0, V - 1)
+        counts = np.bincount(words, minlength=V)
+        expected = np.exp(layer._log_expected(tf.range(V)))
+        self.assertAllClose(expected.sum(), 200_000, rtol=1e-4)
+        self.assertAllClose(counts, expected, rtol=0.1)
+        self.assertNotAllEqual(words, layer._draw())
+
+    def test_targets_in_the_sample_count_once(self):
+        """One word besides the target: were hits counted, the loss would be far from zero."""
+        layer = SampledSoftmax(2, num_sampled=50, sampling="uniform")
+        layer.build((None, 1))
+        layer.set_weights([np.zeros((2, 1)), np.array([10.0, 0.0]), *layer.get_weights()[2:]])
+        loss = SampledSoftmaxLoss(layer)(np.array([0]), layer(np.ones((1, 1)), training=True))
+        self.assertLess(loss, 1e-3)
+
+    def make_model(self, **arguments):
+        softmax = SampledSoftmax(V, num_sampled=16, seed=3, **arguments)
+        model = keras.Sequential(
+            [keras.Input((None,), dtype="int32"), keras.layers.Embedding(V, D, mask_zero=True),
+             LSTM(8, return_sequences=True), softmax]
+        )  # fmt: skip
+        model.compile(keras.optimizers.Adam(0.02), SampledSoftmaxLoss(softmax))
+        return model
+
+    def test_fit_learns_and_is_saved(self):
+        x = self.rng.integers(1, V, (64, 6)).astype("int32")
+        x[::3, 4:] = 0
+        y = np.roll(x, 1, axis=1)
+        model = self.make_model()
+        before = model.evaluate(x, y, verbose=0)
+        model.fit(x, y, epochs=60, verbose=0)
+        after = model.evaluate(x, y, verbose=0)
+        self.assertLess(after, 0.75 * before)
+
+        # Masked steps are left out, as for any loss of Keras.
+        mask = x != 0
+        logits = model.predict(x, verbose=0)
+        self.assertEqual(logits.shape, (64, 6, V))
+        losses = softmax_loss(y, logits, np.eye(V), np.zeros(V))
+        self.assertAllClose(after, losses[mask].mean(), rtol=1e-4)
+
+        path = pathlib.Path(self.get_temp_dir(), "model.keras")
+        model.save(path)
+        again = keras.models.load_model(path)
+        self.assertIs(again.loss.layer, again.layers[-1])
+        self.assertAllClose(again.evaluate(x, y, verbose=0), after, rtol=1e-5)
+        again.fit(x, y, verbose=0)
+
+    def test_mixed_precision(self):
+        model = self.make_model()
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        try:
+            model = self.make_model()
+        finally:
+            keras.config.set_dtype_policy("float32")
+        x = self.rng.integers(1, V, (8, 5)).astype("int32")
+        self.assertTrue(np.isfinite(model.fit(x, x, verbose=0).history["loss"][0]))
+        self.assertDTypeEqual(model.predict(x, verbose=0), np.float32)
+
+    def test_on_a_mesh(self):
+        one = self.make_model()
+        with strategy_on(2).scope():
+            many = self.make_model()
+        many.set_weights(one.get_weights())
+        x = self.rng.integers(1, V, (8, 5)).astype("int32")
+        for _ in range(2):
+            self.assertAllClose(many.train_on_batch(x, x), one.train_on_batch(x, x), rtol=1e-5)
+        self.assertAllClose(many.test_on_batch(x, x), one.test_on_batch(x, x), rtol=1e-5)
+        for ours, expected in zip(many.get_weights(), one.get_weights(), strict=True):
+            self.assertAllClose(ours, expected, rtol=1e-4, atol=1e-5)
+
+    def test_what_cannot_be(self):
+        for arguments, message in (
+            ({"vocabulary_size": 0}, "vocabulary_size=0"),
+            ({"vocabulary_size": 5, "num_sampled": 1.5}, "num_sampled=1.5"),
+            ({"vocabulary_size": 5, "sampling": "zipf"}, "sampling='zipf'"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                SampledSoftmax(**arguments)
+        with self.assertRaisesRegex(ValueError, "Use keras.layers.Dense"):
+            SampledSoftmax(5).build((None, 5))

@@ -1,0 +1,184 @@
+"""A softmax over a large vocabulary that trains on a sample of it."""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from tf_moe.mesh.noise import uniform
+from tf_moe.mesh.shards import computed_where, current_shards
+
+
+@keras.saving.register_keras_serializable(package="tf_moe")
+class SampledSoftmax(keras.layers.Layer):
+    """Logits over a vocabulary; in training, what `SampledSoftmaxLoss` needs to do without most of them.
+
+    At evaluation and in `predict` it is a dense layer, `x kernel^T + bias`. In training it returns its input as it is,
+    and the loss computes the logits of the targets and of a sample of the vocabulary only. So losses are estimates in
+    training and exact at evaluation. Metrics of logits, such as accuracy, have no logits in training: compile without.
+
+    Weights: `kernel` `(V, D)`, a row for each word, and `bias` `(V,)`.
+
+    Args:
+        vocabulary_size: Number of words V. Where words are drawn by rank, word 0 is the most frequent.
+        num_sampled: Number of words drawn in a step, the same for all its tokens. Default 8192.
+        sampling: "log_uniform", by rank, as frequencies of words fall (Zipf's law): p(r) is proportional to
+            log(1 + 1 / (r + 1)); or "uniform". Default "log_uniform".
+        kernel_initializer: Default "glorot_uniform".
+        bias_initializer: Default "zeros".
+        seed: Integer seed of the sample, or None for a different one in every program.
+        **kwargs: Arguments of `keras.layers.Layer`. Logits are float32 by default, under any dtype policy.
+
+    Raises:
+        ValueError: If a size is not positive, or sampling unknown.
+
+    Call arguments:
+        inputs: `(..., D)`.
+
+    Example:
+
+    ```python
+    softmax = tf_moe.layers.SampledSoftmax(100_000)
+    model = keras.Sequential([..., softmax])
+    model.compile("adam", tf_moe.layers.SampledSoftmaxLoss(softmax))
+    ```
+
+    Reference: appendix C.1 of Shazeer et al. (2017); Bengio and Senecal (2003), Quick training of probabilistic neural
+    nets by importance sampling; Jozefowicz et al. (2016), section 3.1.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        num_sampled: int = 8192,
+        sampling: str = "log_uniform",
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        seed: int | None = None,
+        **kwargs,
+    ):
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(**kwargs)
+        for name, value in (("vocabulary_size", vocabulary_size), ("num_sampled", num_sampled)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer. Received: {name}={value!r}.")
+        if sampling not in ("log_uniform", "uniform"):
+            raise ValueError(f'sampling must be "log_uniform" or "uniform". Received: sampling={sampling!r}.')
+        self.vocabulary_size = vocabulary_size
+        self.num_sampled = num_sampled
+        self.sampling = sampling
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        width = input_shape[-1]
+        if width == self.vocabulary_size:
+            raise ValueError(
+                f"SampledSoftmax needs more words than inputs are wide. Received: vocabulary_size={width}, input shape "
+                f"{tuple(input_shape)}. Use keras.layers.Dense."
+            )
+        shape = (self.vocabulary_size, width)
+        self.kernel = self.add_weight(shape=shape, initializer=self.kernel_initializer, name="kernel")
+        self.bias = self.add_weight(shape=shape[:1], initializer=self.bias_initializer, name="bias")
+
+    def call(self, inputs, training=False):
+        if training:
+            return inputs
+        return _products(inputs, tf.convert_to_tensor(self.kernel)) + self.bias
+
+    def sampled_loss(self, targets: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
+        """Cross-entropy of each target against a sample: int32 `(...)` and float32 `(..., D)` -> float32 `(...)`.
+
+        The softmax's denominator is the target's term, and of the other words' those in the sample, each divided by
+        how often its word is to be expected there: an estimate without bias.
+        """
+        with computed_where(self.kernel):
+            sample = self._draw()
+            # Read whole: a gather of a variable would make every later read copy it.
+            kernel, bias = tf.convert_to_tensor(self.kernel), tf.convert_to_tensor(self.bias)
+            logits = _products(inputs, tf.gather(kernel, sample))
+            logits += tf.gather(bias, sample) - self._log_expected(sample)
+            logits = tf.where(tf.equal(tf.expand_dims(targets, -1), sample), -1e30, logits)
+            target = tf.reduce_sum(inputs * tf.gather(kernel, targets), axis=-1) + tf.gather(bias, targets)
+        logits = tf.concat([tf.expand_dims(target, -1), logits], axis=-1)
+        return tf.reduce_logsumexp(logits, axis=-1) - target
+
+    def _draw(self):
+        """Words of this step's sample, `(num_sampled,)`, with repetitions."""
+        seed = tf.cast(self.seed_generator.next(), tf.int32)
+        numbers = uniform([self.num_sampled], seed, current_shards())
+        if self.sampling == "log_uniform":
+            words = tf.exp(numbers * math.log(self.vocabulary_size + 1)) - 1
+        else:
+            words = numbers * self.vocabulary_size
+        return tf.minimum(tf.cast(words, tf.int32), self.vocabulary_size - 1)
+
+    def _log_expected(self, words):
+        """Logarithm of how often each of these words is to be expected in a sample."""
+        rank = tf.cast(words, tf.float32)
+        if self.sampling == "uniform":
+            return tf.zeros_like(rank) + math.log(self.num_sampled / self.vocabulary_size)
+        return tf.math.log(tf.math.log1p(1 / (rank + 1)) * (self.num_sampled / math.log(self.vocabulary_size + 1)))
+
+    def compute_output_spec(self, inputs, training=False):
+        width = inputs.shape[-1] if training else self.vocabulary_size
+        return keras.KerasTensor((*inputs.shape[:-1], width), dtype=self.compute_dtype)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "num_sampled": self.num_sampled,
+            "sampling": self.sampling,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "seed": self.seed,
+        }
+
+
+def _products(inputs, rows):
+    """`(..., D)` and `(N, D)` -> `(..., N)`. Flat: DTensor has no gradient of a product that broadcasts."""
+    width, size = rows.shape[-1], rows.shape[0]
+    static = inputs.shape.is_fully_defined()
+    flat = tf.matmul(tf.reshape(inputs, [-1, width]), rows, transpose_b=True)
+    shape = [*inputs.shape[:-1], size] if static else tf.concat([tf.shape(inputs)[:-1], [size]], 0)
+    return tf.ensure_shape(tf.reshape(flat, shape), [*inputs.shape[:-1], size])
+
+
+@keras.saving.register_keras_serializable(package="tf_moe")
+class SampledSoftmaxLoss(keras.losses.Loss):
+    """Cross-entropy of integer targets for a model that ends with a `SampledSoftmax`.
+
+    In training over the layer's sample of the vocabulary, an estimate; otherwise over all of it.
+
+    Args:
+        layer: The model's `SampledSoftmax`. Saved with the model, it is the model's again when loaded.
+        name: Default "sampled_softmax_loss".
+        **kwargs: Arguments of `keras.losses.Loss`.
+
+    Call arguments:
+        y_true: Integers `(...)`, or `(..., 1)`.
+        y_pred: What the layer returned: `(..., D)` in training, otherwise logits `(..., V)`.
+    """
+
+    def __init__(self, layer: SampledSoftmax, name: str = "sampled_softmax_loss", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.layer = layer
+
+    def call(self, y_true, y_pred):
+        if y_true.shape.rank == y_pred.shape.rank and y_true.shape[-1] == 1:
+            y_true = tf.squeeze(y_true, -1)
+        y_true = tf.cast(y_true, tf.int32)
+        if y_pred.shape[-1] != self.layer.vocabulary_size:
+            return self.layer.sampled_loss(y_true, y_pred)
+        return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
+
+    def get_config(self):
+        return {**super().get_config(), "layer": keras.saving.serialize_keras_object(self.layer)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "layer": keras.saving.deserialize_keras_object(config["layer"])})
