@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 import tf_moe
 from tests.base import TestCase
-from tf_moe.ops import grouped, hot_groups
+from tf_moe.ops import grouped, hot_groups, layout
 from tf_moe.ops.grouped import apply_grouped
 from tf_moe.ops.hot_groups import HotGroups, cheapest_capacity
+from tf_moe.ops.layout import lay_out
+from tf_moe.ops.rows import take_rows
 
 D, H, O = 3, 4, 2  # noqa: E741
 
@@ -40,16 +42,22 @@ def by_rows(rows, counts, weights, d_output):
     return output, d_rows, d_first, d_bias, d_second
 
 
-def chosen(function, rows, counts, weights):
-    return apply_grouped(function, rows, counts, weights)
+def chosen(function, rows, counts, weights, recompute=False):
+    """Sorted rows through the layout that the loads choose, and back."""
+    size, groups = tf.shape(rows)[0], counts.shape[0]
+    index = tf.repeat(tf.range(groups + 1), tf.concat([counts, [size - tf.reduce_sum(counts)]], 0))
+    places = lay_out(tf.ensure_shape(tf.reshape(index, [size]), rows.shape[:1]), groups)
+    rows = take_rows(rows, places.item, tf.expand_dims(places.row, -1))
+    output = apply_grouped(function, rows, counts, weights, places.capacity, recompute)
+    return take_rows(output, places.row, tf.expand_dims(places.item, -1))
 
 
 def recomputed(function, rows, counts, weights):
-    return apply_grouped(function, rows, counts, weights, recompute=True)
+    return chosen(function, rows, counts, weights, recompute=True)
 
 
 def with_capacity(capacity_of):
-    return mock.patch.object(hot_groups, "cheapest_capacity", capacity_of)
+    return mock.patch.object(layout, "cheapest_capacity", capacity_of)
 
 
 def block_alone(function, rows, counts, weights):
@@ -69,8 +77,7 @@ def block_and_loop(function, rows, counts, weights):
 
 def chunks(function, rows, counts, weights):
     """XLA's form, elsewhere."""
-    with mock.patch.object(grouped, "compiled_by_xla", return_value=True):
-        return chosen(function, rows, counts, weights)
+    return apply_grouped(function, rows, counts, weights)
 
 
 WAYS = (chosen, recomputed, block_alone, loop_alone, block_and_loop, chunks)
@@ -228,7 +235,7 @@ class GroupedTest(TestCase):
             seen.append(tuple(x.shape[:2]))
             return tf.matmul(x, w)
 
-        apply_grouped(observed, tf.ones([90, D]), tf.constant([0, 90, 0, 0, 0]), [tf.ones([5, D, O])])
+        chosen(observed, tf.ones([90, D]), tf.constant([0, 90, 0, 0, 0]), [tf.ones([5, D, O])])
         self.assertEqual([shape for shape in seen if 0 not in shape], [(1, 90)])
 
     def test_only_xla_gets_chunks(self):
@@ -251,7 +258,7 @@ class GroupedTest(TestCase):
             rows, weight = tf.ones([4, D]), tf.ones([2, D, O])
             with tf.GradientTape() as tape:
                 tape.watch(weight)
-                output = apply_grouped(counted, rows, tf.constant([2, 2]), [weight], recompute)
+                output = chosen(counted, rows, tf.constant([2, 2]), [weight], recompute)
             tape.gradient(output, weight)
             self.assertLen(calls, expected)
 

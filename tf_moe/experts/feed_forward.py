@@ -38,9 +38,12 @@ class FeedForward(keras.layers.Layer):
             expert on each device.
         counts: Int32 `(E,)`, rows of each expert; on a mesh, `tf_moe.mesh.groups.Groups`.
         capacity: C, or None where rows are sorted without gaps. On a mesh, the rows of an expert that a device sends.
+        block: Where there is no capacity, the rows of each expert that come before all others, see `Plan`; or None.
 
     Reference: section 3.2 and appendix C.1 of Shazeer et al. (2017).
     """
+
+    takes_block = True  # see `tf_moe.dispatch.dispatch_sorted`
 
     def __init__(
         self,
@@ -89,7 +92,13 @@ class FeedForward(keras.layers.Layer):
         bias.stacked_axes = 1  # for optimizers: vectors, not a matrix
         return bias
 
-    def call(self, rows: tf.Tensor, counts: tf.Tensor | Groups, capacity: int | tf.Tensor | None = None) -> tf.Tensor:
+    def call(
+        self,
+        rows: tf.Tensor,
+        counts: tf.Tensor | Groups,
+        capacity: int | tf.Tensor | None = None,
+        block: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         weights = [self.hidden_kernel, self.output_kernel]
         if self.use_bias:
             weights += [self.hidden_bias, self.output_bias]
@@ -99,7 +108,7 @@ class FeedForward(keras.layers.Layer):
             move = Exchange(shards_of(self.hidden_kernel))
             return apply_grouped_mesh(self._feed_forward, rows, counts, weights, move, capacity, self.recompute)
         if capacity is None:
-            return apply_grouped(self._feed_forward, rows, counts, weights, self.recompute)
+            return apply_grouped(self._feed_forward, rows, counts, weights, block, self.recompute)
         function = recompute(self._feed_forward) if self.recompute else self._feed_forward
         stack = tf.reshape(rows, [self.num_experts, capacity, rows.shape[-1]])
         return tf.reshape(function(stack, *weights), tf.shape(rows))

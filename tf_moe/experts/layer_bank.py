@@ -26,7 +26,10 @@ class LayerBank(keras.layers.Layer):
         rows: `(S, D)`, sorted by expert; or `(E * C, D)`, C rows for each.
         counts: Int32 `(E,)`, rows of each expert.
         capacity: C, or None where rows are sorted without gaps.
+        block: Always None.
     """
+
+    takes_block = False  # the rows of a layer have to follow one another
 
     def __init__(self, layers: list[keras.layers.Layer], recompute: bool = False, **kwargs):
         kwargs.setdefault("name", "experts")
@@ -59,7 +62,9 @@ class LayerBank(keras.layers.Layer):
                     f"time. Received: {layer!r}. Pass recompute=False, or experts without dropout."
                 )
 
-    def call(self, rows: tf.Tensor, counts: tf.Tensor, capacity: int | tf.Tensor | None = None) -> tf.Tensor:
+    def call(
+        self, rows: tf.Tensor, counts: tf.Tensor, capacity: int | tf.Tensor | None = None, block=None
+    ) -> tf.Tensor:
         if isinstance(counts, Groups):
             raise ValueError(
                 "Experts that are Keras layers cannot be split over the devices of a mesh: each has its own weights. "

@@ -209,7 +209,7 @@ class SparseMoE(keras.layers.Layer):
         routing = self.gate(tokens, mask=token_mask, training=training)
         plan = self._plan(routing, tokens)
         rows = plan.dispatch(tokens)
-        rows = self.experts(rows, plan.counts, capacity=plan.capacity)
+        rows = self.experts(rows, plan.counts, capacity=plan.capacity, block=plan.block)
         outputs = tf.cast(plan.combine(rows, routing.combine_weights), self.compute_dtype)
         outputs = self.output_activation(outputs)
         if token_mask is not None:  # the output activation of zero need not be zero
@@ -267,7 +267,9 @@ class SparseMoE(keras.layers.Layer):
                 routing.expert_index, routing.combine_weights, self.total_experts, shards, capacity, self.drop_by
             )
         if self.capacity_factor is None:
-            return dispatch_sorted(routing.expert_index, routing.combine_weights, self.total_experts)
+            return dispatch_sorted(
+                routing.expert_index, routing.combine_weights, self.total_experts, block=self.experts.takes_block
+            )
         size = tf.shape(tokens)[0] if tokens.shape[0] is None else tokens.shape[0]
         capacity = capacity_of(size, self.total_experts, self.total_k, self.capacity_factor)
         return dispatch_capacity(

@@ -8,7 +8,7 @@ from tf_moe.mesh.move import Stay
 from tf_moe.mesh.shards import Shards, current_shards
 from tf_moe.ops.grouped import apply_grouped
 from tf_moe.ops.grouped_mesh import apply_grouped_mesh
-from tf_moe.ops.groups import group_by
+from tf_moe.ops.layout import lay_out
 from tf_moe.ops.rows import take_rows
 
 
@@ -27,10 +27,11 @@ def matmul_by_group(tokens: tf.Tensor, group: tf.Tensor, kernel: tf.Tensor) -> t
     if shards is not None:
         return _on_mesh(tokens, group, kernel, shards)
     size, choices = tf.shape(tokens)[0], group.shape[-1]
-    sent = group_by(tf.reshape(group, [-1]), kernel.shape[0])
-    rows = take_rows(tokens, tf.math.floordiv(sent.order, choices), tf.reshape(sent.place, [size, choices]))
-    products = apply_grouped(tf.matmul, rows, sent.counts, [kernel])
-    products = take_rows(products, sent.place, tf.expand_dims(sent.order, -1))  # in the order of the tokens
+    layout = lay_out(tf.reshape(group, [-1]), kernel.shape[0])
+    source = tf.where(layout.item < 0, -1, tf.math.floordiv(layout.item, choices))
+    rows = take_rows(tokens, source, tf.reshape(layout.row, [size, choices]))
+    products = apply_grouped(tf.matmul, rows, layout.counts, [kernel], layout.capacity)
+    products = take_rows(products, layout.row, tf.expand_dims(layout.item, -1))  # in the order of the tokens
     return tf.reshape(products, [size, choices, kernel.shape[-1]])
 
 

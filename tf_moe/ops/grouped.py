@@ -1,4 +1,4 @@
-"""Applying a function with stacked weights to rows that are sorted by group: group g's rows meet slice g.
+"""Applying a function with stacked weights to rows by group: group g's rows meet slice g.
 
 Legend: S rows, G groups, C places a group, D width in, O width out.
 
@@ -8,8 +8,9 @@ through one batched product, the block, and what the hot groups have beyond it g
 turns as the loads of the step need, often none. Nothing is dropped. With C = 0 the loop does everything, and groups
 without rows cost nothing.
 
-The loop has two forms. `HotGroups` takes each hot group's rows at once, exactly as many as there are, and lets the
-loads choose C. `Chunks` is for XLA: all its shapes follow from S and G.
+The loop has two forms. `HotGroups` takes each hot group's rows at once, exactly as many as there are, and the loads
+choose C; rows stand where it needs them (see `Layout`), so that nothing is moved. `Chunks` is for XLA: all its shapes
+follow from S and G.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,39 +21,72 @@ from tf_moe.ops.block import from_block, make_block, to_block
 from tf_moe.ops.chunks import Chunks
 from tf_moe.ops.hot_groups import HotGroups
 from tf_moe.ops.recompute import recompute as keep_nothing
-from tf_moe.ops.xla import compiled_by_xla
+
+Function = Callable[..., tf.Tensor]
 
 
 def apply_grouped(
-    function: Callable[..., tf.Tensor],
+    function: Function,
     rows: tf.Tensor,
     counts: tf.Tensor,
     weights: Sequence[tf.Tensor],
+    capacity: tf.Tensor | None = None,
     recompute: bool = False,
 ) -> tf.Tensor:
-    """Apply `function` to rows sorted by group, each group with its own slice of the weights.
+    """Apply `function` to rows by group, each group with its own slice of the weights.
 
     Args:
         function: `function(stack, *slices)` maps `(g, n, D)` and slices `(g, ...)` of the weights to `(g, n, O)` for
             any g and n, each row by itself, and maps zero rows to something finite. It draws nothing and has no side
             effects: for the rows in the loop it is called again in the backward pass.
-        rows: `(S, D)`, sorted by group; rows after the last group's are not looked at.
-        counts: Int32 `(G,)` with G static, rows of each group; they sum to at most S.
+        rows: `(S, D)`, as a `Layout` says: C places for each group, empty ones zero, then what groups have beyond them,
+            sorted by group. Without a capacity, sorted by group; rows after the last group's are not looked at.
+        counts: Int32 `(G,)` with G static, rows of each group.
         weights: Tensors `(G, ...)`.
+        capacity: Int32 scalar C; None for rows that are sorted without a block, as under XLA.
         recompute: Whether nothing inside `function` is kept for the backward pass.
 
     Returns:
-        `(S, O)`, sorted as the rows are; zero after the last group's rows.
+        `(S, O)`, arranged as the rows are. Where a row is empty, what the function makes of zeros; after the last
+        group's rows, zero.
     """
+    if capacity is None:
+        return _apply_sorted(function, rows, counts, weights, recompute)
     in_block = keep_nothing(function) if recompute else function
-    size = tf.shape(rows)[0]
-    beyond = Chunks(counts, size) if compiled_by_xla() else HotGroups(counts)
-    block = make_block(counts, size, beyond.capacity)
+    beyond = HotGroups(counts, capacity)
+    held = counts.shape[0] * capacity
 
     @tf.custom_gradient
     def apply(rows, *weights):
         # By hand, so that the loop's gradients are added to the block's in place. The automatic gradient of a loop
         # would add a whole stack of weight gradients in every turn.
+        block = tf.reshape(rows[:held], [counts.shape[0], capacity, rows.shape[-1]])
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch([block, *weights])
+            output = in_block(block, *weights)
+            flat = tf.reshape(output, [held, output.shape[-1]])
+
+        def gradient(d_output):
+            d_block, *d_weights = tape.gradient(
+                flat, [block, *weights], d_output[:held], unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
+            d_block = tf.reshape(d_block, [held, rows.shape[-1]])
+            d_rows, d_weights = beyond.add_gradients(function, rows, weights, d_output, d_block, d_weights)
+            return d_rows, *d_weights
+
+        return beyond.add_outputs(function, rows, weights, flat), gradient
+
+    return tf.ensure_shape(apply(rows, *weights), [rows.shape[0], None])
+
+
+def _apply_sorted(function: Function, rows, counts, weights, recompute):
+    in_block = keep_nothing(function) if recompute else function
+    size = tf.shape(rows)[0]
+    beyond = Chunks(counts, size)
+    block = make_block(counts, size, beyond.capacity)
+
+    @tf.custom_gradient
+    def apply(rows, *weights):
         with tf.GradientTape(persistent=True) as tape:
             tape.watch([rows, *weights])
             output = from_block(in_block(to_block(rows, block), *weights), block)

@@ -10,25 +10,22 @@ _ROW_OF_LOOP, _GROUP, _TURN = 1.7, 32, 48
 
 
 class HotGroups:
-    """Rows beyond a block whose size the loads of the step choose.
+    """Rows beyond the block, those of hot groups.
 
     Args:
         counts: Int32 `(G,)`, rows of each group.
-
-    Attributes:
-        capacity: Int32 scalar, rows of each group that stand in the block.
+        capacity: Int32 scalar C, rows of each group that stand in the block.
     """
 
-    def __init__(self, counts: tf.Tensor):
-        self.capacity = cheapest_capacity(counts)
-        ends = tf.cumsum(counts)
-        self._group = tf.cast(tf.squeeze(tf.where(counts > self.capacity), -1), tf.int32)
-        self._start = tf.gather(ends - counts, self._group) + self.capacity
-        self._stop = tf.gather(ends, self._group)
+    def __init__(self, counts: tf.Tensor, capacity: tf.Tensor):
+        self._group = tf.cast(tf.squeeze(tf.where(counts > capacity), -1), tf.int32)
+        more = tf.gather(counts, self._group) - capacity
+        self._stop = counts.shape[0] * capacity + tf.cumsum(more)
+        self._start = self._stop - more
         self._turns = tf.size(self._group)
 
     def add_outputs(self, function, rows: tf.Tensor, weights, output: tf.Tensor) -> tf.Tensor:
-        """`output` `(S, O)` of the block's rows, completed by that of the others."""
+        """`output` `(G * C, O)` of the block's rows, and after it that of the others."""
 
         def body(n, pieces):
             values = function(self._rows(rows, n), *(self._slice(w, n) for w in weights))
@@ -36,12 +33,12 @@ class HotGroups:
 
         def complete():
             _, pieces = self._loop(body, self._pieces(output))
-            return self._put(output, pieces)
+            return self._join(output, pieces)
 
         return tf.cond(self._turns > 0, complete, lambda: output)
 
-    def add_gradients(self, function, rows, weights, d_output, d_rows, d_weights):
-        """Gradients of the block's rows and the weights, completed by those of the others."""
+    def add_gradients(self, function, rows, weights, d_output, d_block, d_weights):
+        """Gradients of the block's rows `(G * C, D)` and of the weights, completed by those of the other rows."""
 
         def body(n, pieces, *totals):
             inputs = [self._rows(rows, n), *(self._slice(w, n) for w in weights)]
@@ -54,10 +51,10 @@ class HotGroups:
         def complete():
             # Lists of slices: only those of hot groups are touched.
             totals = [tf.TensorArray(d.dtype, d.shape[0], clear_after_read=False).unstack(d) for d in d_weights]
-            _, pieces, *totals = self._loop(body, self._pieces(d_rows), *totals)
-            return [self._put(d_rows, pieces), *(t.stack() for t in totals)]
+            _, pieces, *totals = self._loop(body, self._pieces(d_block), *totals)
+            return [self._join(d_block, pieces), *(t.stack() for t in totals)]
 
-        d_rows, *d_weights = tf.cond(self._turns > 0, complete, lambda: [d_rows, *d_weights])
+        d_rows, *d_weights = tf.cond(self._turns > 0, complete, lambda: [d_block, *d_weights])
         return d_rows, d_weights
 
     def _loop(self, body, *variables):
@@ -76,10 +73,9 @@ class HotGroups:
         shape = [None, *like.shape[1:]]
         return tf.TensorArray(like.dtype, self._turns, infer_shape=False, element_shape=shape)
 
-    def _put(self, whole, pieces):
-        """The rows of the list in their places."""
-        index = tf.ragged.range(self._start, self._stop).flat_values
-        return tf.tensor_scatter_nd_update(whole, tf.expand_dims(index, -1), pieces.concat())
+    @staticmethod
+    def _join(block, pieces):
+        return tf.concat([block, pieces.concat()], 0)
 
 
 def cheapest_capacity(counts: tf.Tensor) -> tf.Tensor:

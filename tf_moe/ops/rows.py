@@ -26,7 +26,7 @@ def take_rows(x: tf.Tensor, source: tf.Tensor, slot: tf.Tensor) -> tf.Tensor:
         def gradient(d_buffer):
             return tf.reduce_sum(gather_or_zero(d_buffer, slot), axis=1)
 
-        return gather_or_zero(x, source), gradient
+        return _gather_padded(x, source), gradient
 
     return take(x)
 
@@ -52,7 +52,7 @@ def sum_rows(buffer: tf.Tensor, weights: tf.Tensor, source: tf.Tensor, slot: tf.
         def gradient(dy):
             choices = tf.shape(slot)[1]
             row_weight = tf.expand_dims(gather_or_zero(tf.reshape(weights, [-1]), source), -1)  # (S, 1)
-            d_buffer = row_weight * gather_or_zero(dy, tf.math.floordiv(source, choices))
+            d_buffer = row_weight * _gather_padded(dy, tf.math.floordiv(source, choices))
             return tf.cast(d_buffer, buffer.dtype), tf.einsum("td,tkd->tk", dy, rows)
 
         return tf.einsum("tk,tkd->td", weights, rows), gradient
@@ -64,13 +64,13 @@ def gather_or_zero(x: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     """Rows `x[index]`, zeros where an index is outside x. It has no gradient of its own: see the functions above."""
     size = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
     inside = tf.logical_and(index >= 0, index < size)
-    for _ in range(x.shape.rank - 1):
-        inside = tf.expand_dims(inside, -1)
 
     def gather():
         # Devices differ on what an index outside gives, so none is passed on.
         rows = tf.gather(x, tf.clip_by_value(index, 0, size - 1))
-        return tf.where(inside, rows, tf.zeros([], x.dtype))
+        where = tf.reshape(inside, tf.concat([tf.shape(index), [1] * (x.shape.rank - 1)], 0))
+        # Often there is none outside, and the rows need not be gone through again.
+        return tf.cond(tf.reduce_all(inside), lambda: rows, lambda: tf.where(where, rows, tf.zeros([], x.dtype)))
 
     def nothing():
         return tf.zeros(tf.concat([tf.shape(index), tf.shape(x)[1:]], 0), x.dtype)
@@ -78,3 +78,10 @@ def gather_or_zero(x: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     if isinstance(size, int):
         return gather() if size else nothing()
     return tf.cond(size > 0, gather, nothing)
+
+
+def _gather_padded(x: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """The same, faster where many indices are outside a small x: there they read a row of zeros."""
+    size = tf.shape(x)[0]
+    padded = tf.pad(x, [[0, 1], *[[0, 0]] * (x.shape.rank - 1)])
+    return tf.gather(padded, tf.where(tf.logical_and(index >= 0, index < size), index, size))

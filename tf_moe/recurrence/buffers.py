@@ -35,9 +35,10 @@ class ListBuffers:
         return buffer.stack() if isinstance(steps, int) else buffer.stack()[:steps]
 
     @staticmethod
-    def row(x: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
-        """x[t] of a dense tensor [steps, ...], a view where the memory allows it."""
-        return x[t]
+    def unstack(x: tf.Tensor) -> tf.TensorArray:
+        """The steps of a dense tensor [steps, ...], to be read one by one."""
+        steps = tf.TensorArray(x.dtype, tf.shape(x)[0], element_shape=x.shape[1:], clear_after_read=False)
+        return steps.unstack(x)
 
     @staticmethod
     def reverse(x: tf.Tensor) -> tf.Tensor:
@@ -66,7 +67,7 @@ class StaticBuffers:
 
     @staticmethod
     def read(buffer: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
-        """The tensor written at step t."""
+        """The tensor written at step t. A gather: indexing a sharded tensor may crash."""
         return tf.gather(buffer, t)
 
     @staticmethod
@@ -75,9 +76,9 @@ class StaticBuffers:
         return buffer
 
     @staticmethod
-    def row(x: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
-        """x[t] of a dense tensor [steps, ...]; a gather: indexing a sharded tensor may crash."""
-        return tf.gather(x, t)
+    def unstack(x: tf.Tensor) -> tf.Tensor:
+        """The steps of a dense tensor [steps, ...], to be read one by one: itself."""
+        return x
 
     @staticmethod
     def reverse(x: tf.Tensor) -> tf.Tensor:

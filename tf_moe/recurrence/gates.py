@@ -6,48 +6,52 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-Tensors = tuple[tf.Tensor, ...]
-
 
 class Gates(NamedTuple):
-    """A step without its matrix products, and its vector-Jacobian product.
+    """A step without its matrix products, and its vector-Jacobian product in two halves.
 
-    `forward(z, c)` takes the gates before activation z [B, 4*units] (input, forget, candidate, output, as in
-    Keras) and the cell state c [B, units]; it returns the output o*act(c_new), c_new, and the `num_kept` tensors
-    [B, units] that `backward` needs. `backward(kept, d_output, d_c_new)` returns the gradients of z and of c.
+    The gates before activation are z [B, 4*units]: input, forget, candidate, output, as in Keras.
+
+    Attributes:
+        forward: `forward(z, c)` takes z and the cell state c [B, units]; returns the output o*act(c_new) and c_new.
+        prepare: `prepare(z, c)` takes those of all steps, [T, B, 4*units] and [T, B, units]; returns a tensor [T, ...]
+            of what a step of the backward pass needs, computed for all steps at once and out of the loop.
+        backward: `backward(prepared, d_output, d_c_new)` takes a step of that and the gradients of the output and of
+            c_new; returns those of z and of c.
     """
 
-    forward: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, Tensors]]
-    backward: Callable[[Tensors, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-    num_kept: int
+    forward: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+    prepare: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    backward: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 def gates_for(activation: Callable, recurrent_activation: Callable) -> Gates:
     """The gates of an LSTM with these activations (functions, as `keras.activations.get` returns them)."""
     usual = keras.activations.tanh, keras.activations.sigmoid
     if (activation, recurrent_activation) == usual:
-        return Gates(_usual_forward, _usual_backward, num_kept=6)
+        return Gates(_usual_forward, _usual_prepare, _usual_backward)
     return _general_gates(activation, recurrent_activation)
 
 
 def _usual_forward(z, c):
     i, f, g, o = tf.split(z, 4, axis=-1)
+    c_new = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(g)
+    return tf.sigmoid(o) * tf.tanh(c_new), c_new
+
+
+def _usual_prepare(z, c):
+    """The derivatives, [T, 6, B, units]: of c_new by the first three gates, output by c_new and o, c_new by c."""
+    i, f, g, o = tf.split(z, 4, axis=-1)
     i, f, g, o = tf.sigmoid(i), tf.sigmoid(f), tf.tanh(g), tf.sigmoid(o)
-    c_new = f * c + i * g
-    tanh_c = tf.tanh(c_new)
-    return o * tanh_c, c_new, (i, f, g, o, c, tanh_c)
+    tanh_c = tf.tanh(f * c + i * g)
+    by_gates = _sigmoid_grad(i, g), _sigmoid_grad(f, c), _tanh_grad(g, i)
+    return tf.stack([*by_gates, _tanh_grad(tanh_c, o), _sigmoid_grad(o, tanh_c), f], axis=1)
 
 
-def _usual_backward(kept, d_output, d_c):
-    i, f, g, o, c, tanh_c = kept
-    d_c += _tanh_grad(tanh_c, d_output * o)
-    dz = [
-        _sigmoid_grad(i, d_c * g),
-        _sigmoid_grad(f, d_c * c),
-        _tanh_grad(g, d_c * i),
-        _sigmoid_grad(o, d_output * tanh_c),
-    ]
-    return tf.concat(dz, axis=-1), d_c * f
+def _usual_backward(prepared, d_output, d_c):
+    by_i, by_f, by_g, output_by_c, output_by_o, c_by_c = tf.unstack(prepared)
+    d_c += d_output * output_by_c
+    return tf.concat([d_c * by_i, d_c * by_f, d_c * by_g, d_output * output_by_o], axis=-1), d_c * c_by_c
 
 
 def _sigmoid_grad(y, dy):
@@ -59,24 +63,21 @@ def _tanh_grad(y, dy):
 
 
 def _general_gates(activation, recurrent_activation):
-    def step(i, f, g, o, c):
+    def forward(z, c):
+        i, f, g, o = tf.split(z, 4, axis=-1)
         c_new = recurrent_activation(f) * c + recurrent_activation(i) * activation(g)
         return recurrent_activation(o) * activation(c_new), c_new
 
-    def forward(z, c):
-        kept = *tf.split(z, 4, axis=-1), c
-        return *step(*kept), kept
+    def prepare(z, c):
+        return tf.concat([z, c], axis=-1)
 
-    def backward(kept, d_output, d_c):
+    def backward(prepared, d_output, d_c):
+        units = d_c.shape[-1]
+        z, c = tf.split(prepared, [4 * units, units], axis=-1)
         with tf.GradientTape() as tape:
-            tape.watch(kept)
-            outputs = step(*kept)
-        *dz, d_c = tape.gradient(
-            outputs,
-            kept,
-            output_gradients=(d_output, d_c),
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
-        return tf.concat(dz, axis=-1), d_c
+            tape.watch([z, c])
+            outputs = forward(z, c)
+        zero = tf.UnconnectedGradients.ZERO
+        return tape.gradient(outputs, [z, c], output_gradients=(d_output, d_c), unconnected_gradients=zero)
 
-    return Gates(forward, backward, num_kept=5)
+    return Gates(forward, prepare, backward)

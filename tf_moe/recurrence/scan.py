@@ -69,41 +69,43 @@ def _scan(z, recurrent_kernel, h, c, projection_kernel, *, gates, mask, dropout,
     z.set_shape(z.shape[:1].concatenate(batch).concatenate([None]))
 
     def forward(z, recurrent_kernel, h, c, projection_kernel, keep):
-        """The loop; returns its last (h, c), the buffer of every h, and the buffers of what is kept."""
+        """The loop; returns its last (h, c), the buffer of every h, and those of every step's gates and c before it."""
+        inputs, counted = buffers.unstack(z), None if mask is None else buffers.unstack(mask)
 
         def body(t, h, c, hs, kept):
-            z_t = buffers.row(z, t) + product.forward(h, recurrent_kernel)
-            output, c_new, new = gates.forward(z_t, c)
-            h_new = output if projection_kernel is None else tf.matmul(output, projection_kernel)
+            z_t = buffers.read(inputs, t) + product.forward(h, recurrent_kernel)
+            h_new, c_new = gates.forward(z_t, c)
+            if projection_kernel is not None:
+                h_new = tf.matmul(h_new, projection_kernel)
             if mask is not None:
-                counts = tf.expand_dims(buffers.row(mask, t), -1)
+                counts = tf.expand_dims(buffers.read(counted, t), -1)
                 h_new, c_new = tf.where(counts, h_new, h), tf.where(counts, c_new, c)
-            kept = tuple(buffers.write(buffer, t, x) for buffer, x in zip(kept, (*new, output), strict=False))
+            kept = tuple(buffers.write(buffer, t, x) for buffer, x in zip(kept, (z_t, c), strict=False))
             return t + 1, h_new, c_new, buffers.write(hs, t, h_new), kept
 
-        num_kept = gates.num_kept + (projection_kernel is not None) if keep else 0
-        kept = tuple(buffers.empty(steps, c) for _ in range(num_kept))
+        kept = (buffers.empty(steps, tf.concat([c, c, c, c], -1)), buffers.empty(steps, c)) if keep else ()
         loop = tf.while_loop(lambda t, *_: t < steps, body, (0, h, c, buffers.empty(steps, h), kept))
         return loop[1:]
 
     def backward(saved, arguments, d_hs, d_h, d_c):
         """The loop from the last step to the first; returns the gradients of z, both kernels, h and c."""
-        z, recurrent_kernel, h, c, projection_kernel = arguments
-        hs, kept = saved
+        _, recurrent_kernel, h, c, projection_kernel = arguments
+        hs, kept = saved[0], [buffers.stack(x, steps) for x in saved[1]]
         # A product that transposes its right side is up to three times slower than one that finds it transposed.
         recurrent_t = tf.transpose(recurrent_kernel)
         projection_t = None if projection_kernel is None else tf.transpose(projection_kernel)
+        prepared, upstream = buffers.unstack(gates.prepare(*kept)), buffers.unstack(d_hs)
+        counted = None if mask is None else buffers.unstack(tf.cast(tf.expand_dims(mask, -1), d_h.dtype))
 
         def body(t, d_h, d_c, dzs, d_projected):
-            d_h += buffers.row(d_hs, t)
+            d_h += buffers.read(upstream, t)
             d_h_skipped = d_c_skipped = None
             if mask is not None:
-                counts = tf.cast(tf.expand_dims(buffers.row(mask, t), -1), d_h.dtype)
+                counts = buffers.read(counted, t)
                 d_h_skipped, d_c_skipped = d_h * (1 - counts), d_c * (1 - counts)
                 d_h, d_c = d_h * counts, d_c * counts
             d_output = d_h if projection_t is None else tf.matmul(d_h, projection_t)
-            kept_t = [buffers.read(buffer, t) for buffer in kept[: gates.num_kept]]
-            dz, d_c = gates.backward(kept_t, d_output, d_c)
+            dz, d_c = gates.backward(buffers.read(prepared, t), d_output, d_c)
             d_projected = tuple(buffers.write(buffer, t, d_h) for buffer in d_projected)
             d_h = product.backward(dz, recurrent_t)
             if mask is not None:
@@ -119,7 +121,7 @@ def _scan(z, recurrent_kernel, h, c, projection_kernel, *, gates, mask, dropout,
         gradients = dzs, product.kernel_gradient(h_before, dzs), d_h, d_c
         if projection_kernel is None:
             return gradients
-        outputs = buffers.stack(kept[-1], steps)
+        outputs, _ = gates.forward(*kept)
         return *gradients, tf.einsum("tbu,tbp->up", outputs, buffers.stack(d_projected[0], steps))
 
     @tf.custom_gradient
