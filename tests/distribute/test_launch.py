@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +21,12 @@ index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 
 
 class LaunchTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        # Where the tests run in the background or under nohup, some are ignored, and so would processes started here.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self.addCleanup(signal.signal, number, signal.signal(number, signal.default_int_handler))
+
     def script(self, body, name="script.py"):
         folder = Path(self.get_temp_dir()) / self._testMethodName
         folder.mkdir(exist_ok=True)
@@ -30,6 +37,9 @@ class LaunchTest(TestCase):
         # By its path: the launcher itself needs nothing of the package, which takes seconds to import.
         command = [sys.executable, launch.__file__, *map(str, arguments)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        watchdog = threading.Timer(120, process.kill)  # a line that never comes ends the test, and not never
+        watchdog.start()
+        self.addCleanup(watchdog.cancel)
         self.addCleanup(self.end, process)
         return process
 
