@@ -39,7 +39,7 @@ def floor(rows, width, hidden):
         with tf.GradientTape() as tape:
             tape.watch([x, first, second])
             y = tf.matmul(tf.nn.relu(tf.matmul(x, first)), second)
-        return tape.gradient(y, [x, first, second], d_y)
+        return y, tape.gradient(y, [x, first, second], d_y)
 
     return lambda *_: step(x, first, second, d_y)
 
@@ -94,7 +94,7 @@ def training_step(outputs, weights):
             tape.watch(x)
             y, loss = outputs(x)
             total = tf.reduce_sum(y * d_y) + loss
-        return tape.gradient(total, [x, *weights])
+        return y, tape.gradient(total, [x, *weights])
 
     return step
 

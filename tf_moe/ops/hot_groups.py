@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from tf_moe.ops.gradients import gradients_of
+from tf_moe.ops.slices import add_to_slice
 
 # The cost of a step in rows of the block, measured on two CPU cores: a row in the loop is computed once more in the
 # backward pass; a group, in the block or in the loop, has its weights to be read; a turn of the loop has its overhead.
@@ -45,14 +46,12 @@ class HotGroups:
             gradients = gradients_of(function, inputs, self._rows(d_output, n))
             d_chunk, *d_slices = (tf.squeeze(d, 0) for d in gradients)
             at = self._group[n]
-            totals = [t.write(at, t.read(at) + d) for t, d in zip(totals, d_slices, strict=True)]
+            totals = [add_to_slice(total, at, d) for total, d in zip(totals, d_slices, strict=True)]
             return n + 1, pieces.write(n, d_chunk), *totals
 
         def complete():
-            # Lists of slices: only those of hot groups are touched.
-            totals = [tf.TensorArray(d.dtype, d.shape[0], clear_after_read=False).unstack(d) for d in d_weights]
-            _, pieces, *totals = self._loop(body, self._pieces(d_block), *totals)
-            return [self._join(d_block, pieces), *(t.stack() for t in totals)]
+            _, pieces, *totals = self._loop(body, self._pieces(d_block), *d_weights)
+            return [self._join(d_block, pieces), *totals]
 
         d_rows, *d_weights = tf.cond(self._turns > 0, complete, lambda: [d_block, *d_weights])
         return d_rows, d_weights

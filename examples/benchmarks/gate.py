@@ -1,0 +1,78 @@
+"""The gate in training, as a multiple of its own matrix products; hierarchical gates as a share of the flat one.
+
+    python examples/benchmarks/gate.py
+
+A step is the forward and the backward pass of noisy top-k gating with both losses, with fresh inputs and noise.
+"""
+
+import argparse
+
+import tensorflow as tf
+from timing import interleave, print_table
+
+from tf_moe.gates import Hierarchical, NoisyTopK
+from tf_moe.losses import cv_squared
+
+
+def gate_step(gate, width):
+    gate.build((None, width))
+    weights = [w.value for w in gate.trainable_weights]
+
+    @tf.function
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            routing = gate(x, training=True)
+            loss = cv_squared(routing.importance) + cv_squared(routing.load)
+            loss += tf.reduce_sum(routing.combine_weights[:, 0])
+        return tape.gradient(loss, [x, *weights])
+
+    return step
+
+
+def products_step(experts, width):
+    """x W_g and x W_noise and their gradients."""
+    weights = [tf.random.normal([width, experts]) for _ in range(2)]
+    d_logits = [tf.random.normal([1, experts]) for _ in range(2)]
+
+    @tf.function
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch([x, *weights])
+            logits = [tf.matmul(x, w) for w in weights]
+        upstream = [tf.repeat(d, tf.shape(x)[0], axis=0) for d in d_logits]
+        return tape.gradient(logits, [x, *weights], upstream)
+
+    return step
+
+
+def measure(experts, groups, options):
+    width = options.width
+    calls = {"products": products_step(experts, width), "flat": gate_step(NoisyTopK(experts, 4), width)}
+    if groups:
+        pair = (groups, experts // groups)
+        calls["hierarchical"] = gate_step(Hierarchical(pair, (2, 2)), width)
+    times = interleave(calls, lambda: (tf.random.normal([options.tokens, width]),), options.repetitions)
+    row = {"experts": experts, "products (CPU ms)": times["products"].cpu, "flat (CPU ms)": times["flat"].cpu}
+    row |= {"flat / products, CPU": times["flat"].cpu / times["products"].cpu}
+    row |= {"flat / products, clock": times["flat"].wall / times["products"].wall}
+    share = times["hierarchical"].cpu / times["flat"].cpu if groups else ""
+    return row | {"hierarchical": f"{groups}x{experts // groups}" if groups else "", "/ flat, CPU": share}
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experts", nargs="+", type=int, default=[16, 256, 1024, 4096])
+    parser.add_argument("--tokens", type=int, default=4096, help="default: %(default)s")
+    parser.add_argument("--width", type=int, default=512, help="default: %(default)s")
+    parser.add_argument("--repetitions", type=int, default=15, help="default: %(default)s")
+    parser.add_argument("--smoke", action="store_true", help="one tiny size, to see that it runs")
+    options = parser.parse_args(arguments)
+    if options.smoke:
+        options.experts, options.tokens, options.width, options.repetitions = [64], 32, 16, 1
+    groups = {64: 8, 256: 16, 1024: 32, 4096: 64}
+    print_table(measure(experts, groups.get(experts), options) for experts in options.experts)
+
+
+if __name__ == "__main__":
+    main()

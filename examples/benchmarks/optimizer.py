@@ -1,0 +1,66 @@
+"""Milliseconds that an optimizer takes to update a bank of experts, and the memory that goes by meanwhile.
+
+    python examples/benchmarks/optimizer.py
+
+What an update needs at least is to read the weights, and the gradients once for the averages and once for the step, and
+to write the weights: 16 bytes a weight. GB/s are those bytes by the time taken; a copy of the same weights tells what
+the machine can do.
+"""
+
+import argparse
+
+import keras
+import tensorflow as tf
+from timing import interleave, print_table
+
+from tf_moe.optimizers import FactoredAdam
+
+OPTIMIZERS = {"keras.optimizers.Adam": keras.optimizers.Adam, "FactoredAdam": FactoredAdam}
+
+
+def update_step(optimizer, shapes):
+    variables = [keras.Variable(tf.random.normal(shape)) for shape in shapes]
+    optimizer.build(variables)
+
+    @tf.function
+    def step(*gradients):
+        optimizer.apply(list(gradients), variables)
+
+    return step
+
+
+def measure(experts, options):
+    shapes = [(experts, options.width, options.hidden), (experts, options.hidden, options.width)]
+    weights = 2 * experts * options.width * options.hidden
+    calls = {name: update_step(make(), shapes) for name, make in OPTIMIZERS.items()}
+
+    @tf.function
+    def copy(*gradients):
+        return [-g for g in gradients]
+
+    times = interleave(
+        calls | {"copy": copy}, lambda: tuple(tf.random.normal(shape) for shape in shapes), options.repetitions
+    )
+    row = {"experts": experts, "weights (M)": weights / 1e6, "copy (GB/s)": 8 * weights / times["copy"].wall / 1e6}
+    for name in OPTIMIZERS:
+        row[f"{name} (ms)"] = times[name].wall
+    theirs, ours = (times[name] for name in OPTIMIZERS)
+    row |= {"ratio, clock": ours.wall / theirs.wall, "ratio, CPU": ours.cpu / theirs.cpu}
+    return row | {"needed (MB)": 16 * weights / 1e6, "FactoredAdam (GB/s)": 16 * weights / ours.wall / 1e6}
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experts", nargs="+", type=int, default=[16, 64, 256])
+    parser.add_argument("--width", type=int, default=512, help="default: %(default)s")
+    parser.add_argument("--hidden", type=int, default=1024, help="default: %(default)s")
+    parser.add_argument("--repetitions", type=int, default=10, help="default: %(default)s")
+    parser.add_argument("--smoke", action="store_true", help="one tiny size, to see that it runs")
+    options = parser.parse_args(arguments)
+    if options.smoke:
+        options.experts, options.width, options.hidden, options.repetitions = [4], 16, 32, 1
+    print_table(measure(experts, options) for experts in options.experts)
+
+
+if __name__ == "__main__":
+    main()
