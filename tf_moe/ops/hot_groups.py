@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from tf_moe.ops.gradients import gradients_of
-from tf_moe.ops.slices import add_to_slice
+from tf_moe.ops.slices import add_to_slice, owns_its_memory
 
 # The cost of a step in rows of the block, measured on two CPU cores: a row in the loop is computed once more in the
 # backward pass; a group, in the block or in the loop, has its weights to be read; a turn of the loop has its overhead.
@@ -40,13 +40,14 @@ class HotGroups:
 
     def add_gradients(self, function, rows, weights, d_output, d_block, d_weights):
         """Gradients of the block's rows `(G * C, D)` and of the weights, completed by those of the other rows."""
+        in_place = [owns_its_memory(d) for d in d_weights]
 
         def body(n, pieces, *totals):
             inputs = [self._rows(rows, n), *(self._slice(w, n) for w in weights)]
             gradients = gradients_of(function, inputs, self._rows(d_output, n))
             d_chunk, *d_slices = (tf.squeeze(d, 0) for d in gradients)
             at = self._group[n]
-            totals = [add_to_slice(total, at, d) for total, d in zip(totals, d_slices, strict=True)]
+            totals = [add_to_slice(*each) for each in zip(totals, [at] * len(totals), d_slices, in_place, strict=True)]
             return n + 1, pieces.write(n, d_chunk), *totals
 
         def complete():
