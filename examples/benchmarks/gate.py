@@ -31,7 +31,7 @@ def gate_step(gate, width):
 
 
 def products_step(experts, width):
-    """x W_g and x W_noise and their gradients."""
+    """The products x W_g and x W_noise and their gradients."""
     weights = [tf.random.normal([width, experts]) for _ in range(2)]
     d_logits = [tf.random.normal([1, experts]) for _ in range(2)]
 

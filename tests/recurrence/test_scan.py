@@ -154,7 +154,7 @@ class BuffersTest(TestCase):
             self.assertAllEqual(form.read(buffer, tf.constant(2)), rows[2])
             self.assertAllEqual(form.stack(buffer, 3), rows)
             self.assertAllEqual(form.reverse(tf.constant(rows)), rows[::-1])
-            self.assertAllEqual(form.read(form.unstack(tf.constant(rows)), tf.constant(1)), rows[1])
+            self.assertAllEqual(form.row(tf.constant(rows), tf.constant(1)), rows[1])
 
     def test_ordinary_variables_take_lists(self):
         self.assertIs(buffers_for(tf.Variable(1.0)), ListBuffers)

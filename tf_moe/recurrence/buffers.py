@@ -35,10 +35,9 @@ class ListBuffers:
         return buffer.stack() if isinstance(steps, int) else buffer.stack()[:steps]
 
     @staticmethod
-    def unstack(x: tf.Tensor) -> tf.TensorArray:
-        """The steps of a dense tensor [steps, ...], to be read one by one."""
-        steps = tf.TensorArray(x.dtype, tf.shape(x)[0], element_shape=x.shape[1:], clear_after_read=False)
-        return steps.unstack(x)
+    def row(x: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
+        """x[t] of a dense tensor [steps, ...], a view where the memory allows it."""
+        return x[t]
 
     @staticmethod
     def reverse(x: tf.Tensor) -> tf.Tensor:
@@ -67,7 +66,7 @@ class StaticBuffers:
 
     @staticmethod
     def read(buffer: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
-        """The tensor written at step t. A gather: indexing a sharded tensor may crash."""
+        """The tensor written at step t."""
         return tf.gather(buffer, t)
 
     @staticmethod
@@ -76,9 +75,9 @@ class StaticBuffers:
         return buffer
 
     @staticmethod
-    def unstack(x: tf.Tensor) -> tf.Tensor:
-        """The steps of a dense tensor [steps, ...], to be read one by one: itself."""
-        return x
+    def row(x: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
+        """x[t] of a dense tensor [steps, ...]; a gather: indexing a sharded tensor may crash."""
+        return tf.gather(x, t)
 
     @staticmethod
     def reverse(x: tf.Tensor) -> tf.Tensor:

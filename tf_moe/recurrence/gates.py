@@ -1,6 +1,6 @@
 """The elementwise half of an LSTM step and its gradient: a formula for the usual activations, a tape for others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -14,15 +14,15 @@ class Gates(NamedTuple):
 
     Attributes:
         forward: `forward(z, c)` takes z and the cell state c [B, units]; returns the output o*act(c_new) and c_new.
-        prepare: `prepare(z, c)` takes those of all steps, [T, B, 4*units] and [T, B, units]; returns a tensor [T, ...]
-            of what a step of the backward pass needs, computed for all steps at once and out of the loop.
-        backward: `backward(prepared, d_output, d_c_new)` takes a step of that and the gradients of the output and of
+        prepare: `prepare(z, c)` takes those of all steps, [T, B, 4*units] and [T, B, units]; returns tensors [T, ...],
+            what a step of the backward pass needs, computed for all steps at once and out of the loop.
+        backward: `backward(prepared, d_output, d_c_new)` takes a step of these and the gradients of the output and of
             c_new; returns those of z and of c.
     """
 
     forward: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-    prepare: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-    backward: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+    prepare: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, ...]]
+    backward: Callable[[Sequence[tf.Tensor], tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 def gates_for(activation: Callable, recurrent_activation: Callable) -> Gates:
@@ -40,16 +40,16 @@ def _usual_forward(z, c):
 
 
 def _usual_prepare(z, c):
-    """The derivatives, [T, 6, B, units]: of c_new by the first three gates, output by c_new and o, c_new by c."""
+    """The derivatives: of c_new by the first three gates, of the output by c_new and by o, of c_new by c."""
     i, f, g, o = tf.split(z, 4, axis=-1)
     i, f, g, o = tf.sigmoid(i), tf.sigmoid(f), tf.tanh(g), tf.sigmoid(o)
     tanh_c = tf.tanh(f * c + i * g)
     by_gates = _sigmoid_grad(i, g), _sigmoid_grad(f, c), _tanh_grad(g, i)
-    return tf.stack([*by_gates, _tanh_grad(tanh_c, o), _sigmoid_grad(o, tanh_c), f], axis=1)
+    return *by_gates, _tanh_grad(tanh_c, o), _sigmoid_grad(o, tanh_c), f
 
 
 def _usual_backward(prepared, d_output, d_c):
-    by_i, by_f, by_g, output_by_c, output_by_o, c_by_c = tf.unstack(prepared)
+    by_i, by_f, by_g, output_by_c, output_by_o, c_by_c = prepared
     d_c += d_output * output_by_c
     return tf.concat([d_c * by_i, d_c * by_f, d_c * by_g, d_output * output_by_o], axis=-1), d_c * c_by_c
 
@@ -69,11 +69,10 @@ def _general_gates(activation, recurrent_activation):
         return recurrent_activation(o) * activation(c_new), c_new
 
     def prepare(z, c):
-        return tf.concat([z, c], axis=-1)
+        return z, c
 
     def backward(prepared, d_output, d_c):
-        units = d_c.shape[-1]
-        z, c = tf.split(prepared, [4 * units, units], axis=-1)
+        z, c = prepared
         with tf.GradientTape() as tape:
             tape.watch([z, c])
             outputs = forward(z, c)

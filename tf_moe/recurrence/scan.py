@@ -70,15 +70,14 @@ def _scan(z, recurrent_kernel, h, c, projection_kernel, *, gates, mask, dropout,
 
     def forward(z, recurrent_kernel, h, c, projection_kernel, keep):
         """The loop; returns its last (h, c), the buffer of every h, and those of every step's gates and c before it."""
-        inputs, counted = buffers.unstack(z), None if mask is None else buffers.unstack(mask)
 
         def body(t, h, c, hs, kept):
-            z_t = buffers.read(inputs, t) + product.forward(h, recurrent_kernel)
+            z_t = buffers.row(z, t) + product.forward(h, recurrent_kernel)
             h_new, c_new = gates.forward(z_t, c)
             if projection_kernel is not None:
                 h_new = tf.matmul(h_new, projection_kernel)
             if mask is not None:
-                counts = tf.expand_dims(buffers.read(counted, t), -1)
+                counts = tf.expand_dims(buffers.row(mask, t), -1)
                 h_new, c_new = tf.where(counts, h_new, h), tf.where(counts, c_new, c)
             kept = tuple(buffers.write(buffer, t, x) for buffer, x in zip(kept, (z_t, c), strict=False))
             return t + 1, h_new, c_new, buffers.write(hs, t, h_new), kept
@@ -94,18 +93,18 @@ def _scan(z, recurrent_kernel, h, c, projection_kernel, *, gates, mask, dropout,
         # A product that transposes its right side is up to three times slower than one that finds it transposed.
         recurrent_t = tf.transpose(recurrent_kernel)
         projection_t = None if projection_kernel is None else tf.transpose(projection_kernel)
-        prepared, upstream = buffers.unstack(gates.prepare(*kept)), buffers.unstack(d_hs)
-        counted = None if mask is None else buffers.unstack(tf.cast(tf.expand_dims(mask, -1), d_h.dtype))
+        prepared = gates.prepare(*kept)
+        counted = None if mask is None else tf.cast(tf.expand_dims(mask, -1), d_h.dtype)
 
         def body(t, d_h, d_c, dzs, d_projected):
-            d_h += buffers.read(upstream, t)
+            d_h += buffers.row(d_hs, t)
             d_h_skipped = d_c_skipped = None
             if mask is not None:
-                counts = buffers.read(counted, t)
+                counts = buffers.row(counted, t)
                 d_h_skipped, d_c_skipped = d_h * (1 - counts), d_c * (1 - counts)
                 d_h, d_c = d_h * counts, d_c * counts
             d_output = d_h if projection_t is None else tf.matmul(d_h, projection_t)
-            dz, d_c = gates.backward(buffers.read(prepared, t), d_output, d_c)
+            dz, d_c = gates.backward([buffers.row(x, t) for x in prepared], d_output, d_c)
             d_projected = tuple(buffers.write(buffer, t, d_h) for buffer in d_projected)
             d_h = product.backward(dz, recurrent_t)
             if mask is not None:
