@@ -15,7 +15,10 @@ BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 class BenchmarksTest(TestCase):
     @parameterized.named_parameters(
         ("layer", ["layer.py", "--skews", "0", "0.7", "--against", "einsum", "per_expert", "all"], "| 64x8 | 0.70 |"),
+        ("gate", ["gate.py"], "| 64 |"),
+        ("inference", ["inference.py"], "| 2 |"),
         ("lstm", ["lstm.py", "--jit"], "| 2x3x4 |"),
+        ("optimizer", ["optimizer.py"], "| 4 |"),
         ("mesh", ["mesh.py"], "| smoke |"),
         ("traffic", ["mesh.py", "--traffic"], "| 2 x 1 | 16 |"),
     )
