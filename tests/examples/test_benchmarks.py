@@ -17,6 +17,7 @@ class BenchmarksTest(TestCase):
         ("layer", ["layer.py", "--skews", "0", "0.7", "--against", "einsum", "per_expert", "all"], "| 64x8 | 0.70 |"),
         ("gate", ["gate.py"], "| 64 |"),
         ("inference", ["inference.py"], "| 2 |"),
+        ("large", ["large.py"], "| 8 |"),
         ("lstm", ["lstm.py", "--jit"], "| 2x3x4 |"),
         ("optimizer", ["optimizer.py"], "| 4 |"),
         ("mesh", ["mesh.py"], "| smoke |"),

@@ -1,0 +1,86 @@
+"""Training of the paper's language model with as many experts as memory holds: tokens/s and memory, predicted and real.
+
+    python examples/benchmarks/large.py --experts 32 1024
+
+Experts of 1M parameters (512 -> 1024 -> 512), 4 for each token, under FactoredAdam; everything else under Adam. The
+arithmetic for a token is nearly the same for any number of experts: what grows is the gate. Each size runs in a process
+of its own, whose peak of resident memory, less what it had before, is set beside what the cost model predicts.
+"""
+
+import argparse
+import multiprocessing
+import resource
+
+import keras
+import numpy as np
+from timing import interleave, print_table
+
+from tf_moe.analysis import count
+from tf_moe.analysis.scaling import step_cost
+from tf_moe.layers import SparseMoE
+from tf_moe.models import language_model
+from tf_moe.optimizers import FactoredAdam, optimizer_for
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had so far (on Linux; macOS counts in bytes)."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def measure(experts: int, options) -> dict:
+    before = peak_bytes()
+    moe = SparseMoE(experts, options.hidden, k=options.k, recompute=options.recompute)
+    model = language_model(options.vocabulary, [moe], options.width)
+    optimizer = optimizer_for(FactoredAdam(1e-3), keras.optimizers.Adam(1e-3))
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    rng = np.random.default_rng()
+
+    def fresh():
+        ids = rng.integers(1, options.vocabulary, (options.batch, options.steps + 1))
+        return ids[:, :-1], ids[:, 1:]
+
+    step = interleave({"step": model.train_on_batch}, fresh, options.repetitions)["step"]
+    counts, tokens = count(model), options.batch * options.steps
+    bank = sum(int(np.prod(w.shape)) for w in moe.experts.weights)
+    cost = step_cost(experts, options.width, options.hidden, options.k, tokens, recompute=options.recompute)
+    slots = sum(int(np.prod(v.shape)) for v in optimizer.variables) * 4
+    # Weights and gradients of the layer, what the block keeps, and the weight that the optimizer is writing anew.
+    predicted = 2 * cost.weight_bytes + cost.block_bytes + bank * 4 / 2 + slots
+    return {
+        "experts": experts,
+        "in the bank (M)": bank / 1e6,
+        "ops/timestep (M)": counts.multiply_adds / 1e6,
+        "step, clock (ms)": step.wall,
+        "tokens/s": round(1e3 * tokens / step.wall),
+        "weights (GiB)": cost.weight_bytes / 2**30,
+        "slots (GiB)": slots / 2**30,
+        "predicted (GiB)": predicted / 2**30,
+        "measured peak (GiB)": (peak_bytes() - before) / 2**30,
+    }
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experts", nargs="+", type=int, default=[32, 1024])
+    for name, size in (
+        ("k", 4),
+        ("width", 512),
+        ("hidden", 1024),
+        ("vocabulary", 10_000),
+        ("batch", 128),
+        ("steps", 32),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=size, help="default: %(default)s")
+    parser.add_argument("--repetitions", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--recompute", action="store_true", help="hidden activations again in the backward pass")
+    parser.add_argument("--smoke", action="store_true", help="one tiny size, to see that it runs")
+    options = parser.parse_args(arguments)
+    if options.smoke:
+        options.experts, options.width, options.hidden, options.vocabulary = [8], 16, 32, 50
+        options.batch, options.steps, options.repetitions = 4, 8, 1
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        print_table(pool.apply(measure, (experts, options)) for experts in options.experts)
+
+
+if __name__ == "__main__":
+    main()
