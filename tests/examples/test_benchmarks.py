@@ -13,6 +13,20 @@ BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 
 
 class BenchmarksTest(TestCase):
+    def test_all(self):
+        """The folder itself: a table, a figure, and what moved against an earlier run."""
+        folder = Path(self.get_temp_dir())
+        command = [sys.executable, BENCHMARKS, "--smoke", "--output", folder]
+        for more in ([], ["--baseline", folder / "table.csv"]):
+            run = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+            self.assertEqual(run.returncode, 0, run.stderr)
+            self.assertIn("| 8 |", run.stdout)
+        self.assertRegex(run.stdout, r"against .*table.csv:\n  (\d experts, .* -> |nothing moved)")
+        self.assertGreater((folder / "latency.png").stat().st_size, 10_000)
+        table = (folder / "table.csv").read_text().splitlines()
+        self.assertLen(table, 3)
+        self.assertStartsWith(table[0], "experts,floor (ms),training step (ms)")
+
     @parameterized.named_parameters(
         ("layer", ["layer.py", "--skews", "0", "0.7", "--against", "einsum", "per_expert", "all"], "| 64x8 | 0.70 |"),
         ("gate", ["gate.py"], "| 64 |"),

@@ -1,0 +1,119 @@
+"""Latency and memory of the layer by the number of experts: forward pass, training step, and one token at a time.
+
+    python examples/benchmarks --output benchmark
+    python examples/benchmarks --quick --baseline benchmark/table.csv
+
+Writes `table.csv` and `latency.png` to the output directory; with a baseline, says what moved against it by more than a
+tenth. Times are medians by the clock. The other files of this folder measure one thing each; see their first lines.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import tensorflow as tf
+from layer import floor
+from timing import interleave, print_table
+
+from tf_moe.analysis.scaling import step_cost
+from tf_moe.layers import SparseMoE
+
+# What is plotted: column, label, marker, line. Marker and line tell them apart without colour.
+CURVES = [
+    ("training step (ms)", "training step", "o", "-"),
+    ("forward (ms)", "forward pass, no gradients", "s", "--"),
+    ("floor (ms)", "two dense products, training", "x", ":"),
+    ("one token (ms)", "one token", "^", "-."),
+]
+
+
+def measure(experts: int, options) -> dict:
+    """The row of one number of experts."""
+    layer = SparseMoE(experts, options.hidden, k=options.k)
+    layer.build((None, options.width))
+    weights = [w.value for w in layer.trainable_variables]
+    one = tf.random.normal([1, options.width])
+    forward = tf.function(lambda x: layer(x), reduce_retracing=True)
+
+    @tf.function
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(layer(x, training=True) ** 2) + tf.add_n(layer.losses)
+        return loss, tape.gradient(loss, [x, *weights])
+
+    calls = {
+        "floor (ms)": floor(options.k * options.tokens, options.width, options.hidden),
+        "training step (ms)": step,
+        "forward (ms)": forward,
+        "one token (ms)": lambda _: forward(one),
+    }
+    times = interleave(calls, lambda: (tf.random.normal([options.tokens, options.width]),), options.repetitions)
+    cost = step_cost(experts, options.width, options.hidden, options.k, options.tokens)
+    training = 2 * cost.weight_bytes + cost.block_bytes
+    memory = {"weights (MB)": cost.weight_bytes / 1e6, "with gradients and activations (MB)": training / 1e6}
+    return {"experts": experts, **{name: time.wall for name, time in times.items()}, **memory}
+
+
+def plot(rows: list[dict], path: Path, title: str) -> None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    experts = [row["experts"] for row in rows]
+    for column, label, marker, line in CURVES:
+        left.plot(experts, [row[column] for row in rows], marker=marker, linestyle=line, label=label)
+    for column, marker, line in (("weights (MB)", "s", "--"), ("with gradients and activations (MB)", "o", "-")):
+        label = column.removesuffix(" (MB)")
+        right.plot(experts, [row[column] for row in rows], marker=marker, linestyle=line, label=label)
+    for axes, label in ((left, "milliseconds, median"), (right, "memory of the layer, MB, predicted")):
+        axes.set(xscale="log", yscale="log", xlabel="number of experts", ylabel=label)
+        axes.set_xticks(experts, labels=map(str, experts))
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def say_what_moved(rows: list[dict], baseline: Path) -> None:
+    before = {int(row["experts"]): row for row in csv.DictReader(baseline.open())}
+    moved = [
+        f"{row['experts']} experts, {name}: {float(before[row['experts']][name]):.1f} -> {value:.1f}"
+        for row in rows
+        for name, value in row.items()
+        if row["experts"] in before and name in before[row["experts"]] and name != "experts"
+        if not 0.9 < value / float(before[row["experts"]][name]) < 1.1
+    ]
+    print(f"\nagainst {baseline}:", *(moved or ["nothing moved by more than a tenth"]), sep="\n  ")
+
+
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experts", nargs="+", type=int, default=[4, 16, 64, 256, 1024])
+    parser.add_argument("--output", type=Path, default=Path("benchmark"), help="directory, default: %(default)s")
+    parser.add_argument("--baseline", type=Path, help="the table.csv of an earlier run")
+    sizes = {"tokens": 4096, "k": 4, "width": 512, "hidden": 1024, "repetitions": 10}
+    for name, size in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=size, help="default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="under two minutes: up to 256 experts, three repetitions")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.experts, options.repetitions = [n for n in options.experts if n <= 256], 3
+    if options.smoke:
+        options.experts, options.tokens, options.width, options.hidden, options.repetitions = [4, 8], 16, 8, 16, 1
+    options.output.mkdir(parents=True, exist_ok=True)
+    rows = [measure(experts, options) for experts in options.experts]
+    print_table(rows)
+    with (options.output / "table.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    title = f"SparseMoE, {options.tokens} tokens, k = {options.k}, experts {options.width} x {options.hidden}"
+    plot(rows, options.output / "latency.png", title)
+    if options.baseline:
+        say_what_moved(rows, options.baseline)
+
+
+if __name__ == "__main__":
+    main()
