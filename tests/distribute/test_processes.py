@@ -64,9 +64,9 @@ result = {
     "predicted": model.predict(x, batch_size=8, verbose=0).tolist(),
     "layout": model.get_layer("moe").experts.hidden_kernel.value.layout.sharding_specs,
 }
-# Its own half of each batch of 8, twice, which it reads as one batch.
+# Its own half of two batches of 8.
 own = [a[:16].reshape(2, 2, 4, 6)[:, int(not strategy.is_chief)].reshape(8, 6) for a in (x, y)]
-own = tf.data.Dataset.from_tensor_slices(tuple(own)).batch(8)
+own = tf.data.Dataset.from_tensor_slices(tuple(own)).batch(4)
 options = tf.data.Options()
 options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
 result["evaluated_own"] = model.evaluate(own.with_options(options), verbose=0, return_dict=True)

@@ -52,9 +52,8 @@ def reader(shards: Shards) -> tuple[int, int]:
 def distribute(dataset, shards: Shards, first_batch) -> DistributedBatches:
     """The batches of a dataset, read as `tf.data.experimental.AutoShardPolicy` says.
 
-    By default, and with DATA, every process reads whole batches and keeps its part. With OFF each process's dataset is
-    its own: of n processes each takes an n-th of its batch in a step, so that the batch size is that of a step in all
-    processes together.
+    By default, and with DATA, every process reads whole batches and keeps its part. With OFF each process's dataset has
+    just its own part of every batch.
     """
     policy = AutoShardPolicy.AUTO
     if isinstance(dataset, tf.data.Dataset):
@@ -74,26 +73,7 @@ def distribute(dataset, shards: Shards, first_batch) -> DistributedBatches:
             "auto_shard_policy=OFF, in which each reads its own. Leave the policy, or build the dataset in "
             "strategy.distribute_datasets_from_function, which says what a process has to read."
         )
-    return DistributedBatches(_Parts(dataset, processes), shards, is_global=False, first_batch=first_batch)
-
-
-class _Parts:
-    """Each batch of a dataset as several of equal size."""
-
-    def __init__(self, dataset, parts):
-        self._dataset, self._parts = dataset, parts
-
-    def __iter__(self):
-        for batch in self._dataset:
-            size = tf.nest.flatten(batch)[0].shape[0]
-            if size % self._parts:
-                raise ValueError(
-                    f"With auto_shard_policy=OFF each of {self._parts} processes takes an equal part of a batch. "
-                    f"Received: a batch of {size}. Batch with drop_remainder=True."
-                )
-            for n in range(self._parts):
-                start, stop = n * size // self._parts, (n + 1) * size // self._parts
-                yield tf.nest.map_structure(lambda x: x[start:stop], batch)  # noqa: B023
+    return DistributedBatches(dataset, shards, is_global=False, first_batch=first_batch)
 
 
 def _pieces_here(shards):

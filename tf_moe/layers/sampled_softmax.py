@@ -8,6 +8,9 @@ import tensorflow as tf
 from tf_moe.mesh.noise import uniform
 from tf_moe.mesh.shards import computed_where, current_shards
 
+# The attribute of its output by which the loss knows the layer.
+_LAYER = "_tf_moe_sampled_softmax"
+
 
 @keras.saving.register_keras_serializable(package="tf_moe")
 class SampledSoftmax(keras.layers.Layer):
@@ -38,9 +41,8 @@ class SampledSoftmax(keras.layers.Layer):
     Example:
 
     ```python
-    softmax = tf_moe.layers.SampledSoftmax(100_000)
-    model = keras.Sequential([..., softmax])
-    model.compile("adam", tf_moe.layers.SampledSoftmaxLoss(softmax))
+    model = keras.Sequential([..., tf_moe.layers.SampledSoftmax(100_000)])
+    model.compile("adam", tf_moe.layers.SampledSoftmaxLoss())
     ```
 
     Reference: appendix C.1 of Shazeer et al. (2017); Bengio and Senecal (2003), Quick training of probabilistic neural
@@ -74,19 +76,15 @@ class SampledSoftmax(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, input_shape):
-        width = input_shape[-1]
-        if width == self.vocabulary_size:
-            raise ValueError(
-                f"SampledSoftmax needs more words than inputs are wide. Received: vocabulary_size={width}, input shape "
-                f"{tuple(input_shape)}. Use keras.layers.Dense."
-            )
-        shape = (self.vocabulary_size, width)
+        shape = (self.vocabulary_size, input_shape[-1])
         self.kernel = self.add_weight(shape=shape, initializer=self.kernel_initializer, name="kernel")
         self.bias = self.add_weight(shape=shape[:1], initializer=self.bias_initializer, name="bias")
 
     def call(self, inputs, training=False):
         if training:
-            return inputs
+            outputs = tf.identity(inputs)
+            setattr(outputs, _LAYER, self)  # as Keras leaves a mask on a tensor, for the loss to find
+            return outputs
         return _products(inputs, tf.convert_to_tensor(self.kernel)) + self.bias
 
     def sampled_loss(self, targets: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
@@ -155,30 +153,28 @@ class SampledSoftmaxLoss(keras.losses.Loss):
     In training over the layer's sample of the vocabulary, an estimate; otherwise over all of it.
 
     Args:
-        layer: The model's `SampledSoftmax`. Saved with the model, it is the model's again when loaded.
         name: Default "sampled_softmax_loss".
         **kwargs: Arguments of `keras.losses.Loss`.
 
     Call arguments:
         y_true: Integers `(...)`, or `(..., 1)`.
-        y_pred: What the layer returned: `(..., D)` in training, otherwise logits `(..., V)`.
+        y_pred: What the layer returned, as it is: `(..., D)` in training, otherwise logits `(..., V)`.
     """
 
-    def __init__(self, layer: SampledSoftmax, name: str = "sampled_softmax_loss", **kwargs):
+    def __init__(self, name: str = "sampled_softmax_loss", **kwargs):
         super().__init__(name=name, **kwargs)
-        self.layer = layer
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        self._layer = getattr(y_pred, _LAYER, None)  # which Keras's conversions need not keep
+        try:
+            return super().__call__(y_true, y_pred, sample_weight)
+        finally:
+            self._layer = None  # or a saved model would have the layer twice
 
     def call(self, y_true, y_pred):
         if y_true.shape.rank == y_pred.shape.rank and y_true.shape[-1] == 1:
             y_true = tf.squeeze(y_true, -1)
         y_true = tf.cast(y_true, tf.int32)
-        if y_pred.shape[-1] != self.layer.vocabulary_size:
-            return self.layer.sampled_loss(y_true, y_pred)
+        if self._layer is not None:
+            return self._layer.sampled_loss(y_true, y_pred)
         return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
-
-    def get_config(self):
-        return {**super().get_config(), "layer": keras.saving.serialize_keras_object(self.layer)}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**{**config, "layer": keras.saving.deserialize_keras_object(config["layer"])})
