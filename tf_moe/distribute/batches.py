@@ -24,9 +24,6 @@ class DistributedBatches:
         is_global: Whether each process reads whole batches, and keeps its part of them. Otherwise each reads just its
             own part, and all parts of a batch have one size.
         first_batch: Asked at the start of each pass for the number of its first batch.
-
-    Raises:
-        ValueError: If a tf.data pipeline asks to be split by files.
     """
 
     def __init__(self, dataset, shards: Shards, is_global: bool = True, first_batch=lambda: 0):
@@ -54,6 +51,14 @@ def distribute(dataset, shards: Shards, first_batch) -> DistributedBatches:
 
     By default, and with DATA, every process reads whole batches and keeps its part. With OFF each process's dataset has
     just its own part of every batch.
+
+    Args:
+        dataset: A `tf.data.Dataset`, or any other iterable of batches, of which each process reads all.
+        shards: The mesh.
+        first_batch: As for `DistributedBatches`.
+
+    Raises:
+        ValueError: If the policy is FILE or HINT; or OFF on a mesh where two processes compute the same examples.
     """
     policy = AutoShardPolicy.AUTO
     if isinstance(dataset, tf.data.Dataset):

@@ -38,13 +38,13 @@ def _take_freed_memory():
             allocate(size)
 
 
-# Operations that DTensor cannot split, by what makes them and what to do instead.
+# Operations that DTensor cannot split, by how their types begin: what makes them, and what to do instead.
 _UNSUPPORTED = {
     ("TensorList",): (
         "a loop that keeps a list of tensors, as keras.layers.LSTM, GRU, RNN, tf.map_fn and tf.TensorArray do",
         "Use tf_moe.layers.LSTM, or unroll=True with short sequences.",
     ),
-    ("RandomStandardNormal", "RandomUniform", "RandomUniformInt", "TruncatedNormal", "RandomShuffle"): (
+    ("RandomStandardNormal", "RandomUniform", "TruncatedNormal", "RandomShuffle"): (
         "random numbers with a state of their own",
         "Use keras.random with a keras.random.SeedGenerator, or tf.random.stateless_*.",
     ),
@@ -59,9 +59,7 @@ def check_supported(graph: tf.Graph) -> None:
     """Raise ValueError for an operation that DTensor cannot split, before DTensor does in its own words."""
     for operation in graph.get_operations():
         for types, (what, remedy) in _UNSUPPORTED.items():
-            if operation.type in types or any(
-                operation.type.startswith(t) for t in types if t.endswith(("List", "ged"))
-            ):
+            if operation.type.startswith(types):
                 raise ValueError(
                     f"ExpertParallelStrategy cannot split {what}. Received: operation {operation.type}, made by "
                     f"{_layer_of(operation.name)!r}. {remedy}"

@@ -48,7 +48,7 @@ class ListBuffers:
 class StaticBuffers:
     """One tensor [steps, ...] updated by a scatter: DTensor has no rule for TensorArray's operations.
 
-    Off XLA each write copies the whole buffer (the executor of a while loop holds a second reference to it), so
+    Off XLA each write copies the whole buffer (see `tf_moe.ops.slices`: the scatter never works in place on a CPU), so
     the cost of writing grows with the square of the steps: the loop over time is cut into pieces.
     """
 
