@@ -50,7 +50,16 @@ class PerExpert(keras.initializers.Initializer):
         start, stop = initialized_experts() or (0, shape[0])
         if self._can_be_stacked(shape) and math.prod(shape) <= LARGEST_DRAW:
             return self._draw(0, shape, dtype)[start:stop]
-        return tf.concat([self._draw(e, (1, *shape[1:]), dtype) for e in range(start, stop)], axis=0)
+        draws = (self._draw(e, (1, *shape[1:]), dtype) for e in range(start, stop))
+        if not tf.executing_eagerly():
+            return tf.concat(list(draws), axis=0)
+        # Written where they belong, one at a time: joined at the end they would take twice the memory.
+        values = None
+        for n, draw in enumerate(draws):
+            if values is None:
+                values = tf.raw_ops.Empty(shape=(stop - start, *shape[1:]), dtype=draw.dtype)
+            values = tf.raw_ops.InplaceUpdate(x=values, i=[n], v=draw)
+        return values
 
     def _can_be_stacked(self, shape) -> bool:
         """Whether the initializer can draw for several experts at once."""

@@ -1,3 +1,5 @@
+import contextlib
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -149,4 +151,18 @@ class FactoredAdamTest(TestCase):
             models[-1].set_weights(models[0].get_weights())
         for model in models:
             model.fit(x, y, epochs=3, shuffle=False, verbose=0)
+        self.assertAllClose(models[1].get_weights()[0], models[0].get_weights()[0], rtol=1e-4, atol=1e-5)
+
+    def test_under_a_mirrored_strategy(self):
+        """The weights' copies are no plain variables there."""
+        x, y = self.normal(16, 4), self.normal(16, 3)
+        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        models = []
+        for scope in (contextlib.nullcontext(), strategy.scope()):
+            with scope:
+                models.append(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
+                models[-1].compile(FactoredAdam(0.05), "mse")
+            models[-1].set_weights(models[0].get_weights())
+        for model in models:
+            model.fit(tf.data.Dataset.from_tensor_slices((x, y)).batch(16), epochs=3, shuffle=False, verbose=0)
         self.assertAllClose(models[1].get_weights()[0], models[0].get_weights()[0], rtol=1e-4, atol=1e-5)

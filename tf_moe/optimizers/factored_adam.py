@@ -2,9 +2,9 @@
 
 import keras
 import tensorflow as tf
-from tensorflow.experimental import dtensor
 
 from tf_moe.ops.xla import compiled_by_xla
+from tf_moe.optimizers.factored_update import State, update, update_in_place
 
 
 @keras.saving.register_keras_serializable(package="tf_moe")
@@ -71,6 +71,10 @@ class FactoredAdam(keras.optimizers.Optimizer):
         super().build(var_list)
         self._momentums = self.add_optimizer_variables(var_list, "momentum") if self.beta_1 else None
         self._moments = [self._add_moments(variable) for variable in var_list]
+        # Its own, as a compiled function does not outlive the variables of its first call; and in a closure, for
+        # TensorFlow would take an attribute that is one to be part of what is saved.
+        compiled = tf.function(update_in_place, jit_compile=True, autograph=False)
+        self._update_in_place = lambda *arguments: compiled(*arguments)
 
     def _add_moments(self, variable):
         """The averages of a weight: of its rows and of its columns, or of all of it."""
@@ -86,21 +90,17 @@ class FactoredAdam(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         index, dtype = self._get_variable_index(variable), variable.dtype
-        moments, momentum = self._moments[index], self._momentums[index] if self.beta_1 else None
+        momentum = (self._momentums[index],) if self.beta_1 else ()
+        state = State(variable, self._moments[index], momentum)
+        gradient = tf.cast(tf.convert_to_tensor(gradient), dtype)
         numbers = (learning_rate, self.iterations + 1, self.beta_1, self.beta_2, self.epsilon)
-        # One pass through memory instead of ten. A mesh's program is compiled by DTensor, and what XLA compiles already
-        # is one pass.
-        fused = len(moments) == 2 and not isinstance(variable, dtensor.DVariable) and not compiled_by_xla()
-        new, new_slots = (_fused_update if fused else _update)(
-            tf.convert_to_tensor(variable),
-            tf.cast(tf.convert_to_tensor(gradient), dtype),
-            [tf.convert_to_tensor(v) for v in moments],
-            None if momentum is None else tf.convert_to_tensor(momentum),
-            [tf.cast(x, dtype) for x in numbers],
-        )
-        for slot, value in zip([*moments, *([] if momentum is None else [momentum])], new_slots, strict=True):
-            self.assign(slot, value)
-        self.assign(variable, new)
+        numbers = [tf.cast(x, dtype) for x in numbers]
+        if is_factored(variable) and not tf.distribute.has_strategy() and not compiled_by_xla():
+            self._update_in_place(tf.nest.map_structure(_tf_variable, state), gradient, numbers)
+            return
+        # Under a strategy weights are more than one plain variable, and what XLA compiles is fused already.
+        new = update(tf.nest.map_structure(tf.convert_to_tensor, state), gradient, numbers)
+        tf.nest.map_structure(self.assign, state, new)
 
     def get_config(self):
         return {**super().get_config(), "beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}
@@ -111,26 +111,5 @@ def is_factored(variable: keras.Variable) -> bool:
     return len(variable.shape) - getattr(variable, "stacked_axes", 0) >= 2
 
 
-def _update(weight, gradient, moments, momentum, numbers):
-    """New values of a weight and of its slots."""
-    learning_rate, step, beta_1, beta_2, epsilon = numbers
-    square = gradient * gradient
-    squares = [square] if len(moments) == 1 else [tf.reduce_mean(square, -1), tf.reduce_mean(square, -2)]
-    moments = [v + (1 - beta_2) * (s - v) for v, s in zip(moments, squares, strict=True)]
-    root = _root(moments) / tf.sqrt(1 - beta_2**step)
-    if momentum is not None:
-        momentum += (1 - beta_1) * (gradient - momentum)
-        gradient, moments = momentum / (1 - beta_1**step), [*moments, momentum]
-    return weight - learning_rate * gradient / (root + epsilon), moments
-
-
-_fused_update = tf.function(_update, jit_compile=True, autograph=False)
-
-
-def _root(moments):
-    """The root of the second moment: of the rank-one matrix that has these row and column averages."""
-    if len(moments) == 1:
-        return tf.sqrt(moments[0])
-    rows, columns = moments
-    rows = tf.math.divide_no_nan(rows, tf.reduce_mean(rows, axis=-1, keepdims=True))
-    return tf.expand_dims(tf.sqrt(rows), -1) * tf.expand_dims(tf.sqrt(columns), -2)
+def _tf_variable(variable):
+    return variable.value if isinstance(variable, keras.Variable) else variable
