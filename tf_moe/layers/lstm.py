@@ -117,7 +117,7 @@ class LSTM(keras.layers.LSTM):
         sequences = tf.transpose(tf.cast(sequences, self.compute_dtype), [1, 0, 2])
         if self.go_backwards:
             sequences, mask = buffers.reverse(sequences), None if mask is None else buffers.reverse(mask)
-        z = self._input_product(sequences, training)
+        z = self._input_product(sequences, training, buffers.product)
         dropout = (
             cell.get_recurrent_dropout_mask(initial_state[0]) if _drops(cell.recurrent_dropout, training) else None
         )
@@ -140,18 +140,17 @@ class LSTM(keras.layers.LSTM):
             last = tf.where(tf.expand_dims(tf.reduce_any(shown[-1:], 0), -1), h, tf.zeros_like(h))
         return last, tf.transpose(outputs, [1, 0, 2]), [h, c]
 
-    def _input_product(self, sequences, training):
+    def _input_product(self, sequences, training, product):
         """The input's part of the gates for all steps, [T, B, D] -> [T, B, 4*units]."""
         kernel, dropout = tf.convert_to_tensor(self.cell.kernel), None
         if _drops(self.cell.dropout, training):
             dropout = self.cell.get_dropout_mask(tf.gather(sequences, 0))
         if isinstance(dropout, list):  # implementation 1: a mask for each gate
             gates = zip(dropout, tf.split(kernel, 4, axis=1), strict=True)
-            parts = [tf.einsum("tbd,dk->tbk", sequences * m, part) for m, part in gates]
+            parts = [product(sequences * m, part) for m, part in gates]
             z = tf.concat(parts, axis=-1)
         else:
-            dropped = sequences if dropout is None else sequences * dropout
-            z = tf.einsum("tbd,dk->tbk", dropped, kernel)
+            z = product(sequences if dropout is None else sequences * dropout, kernel)
         return z if self.cell.bias is None else tf.nn.bias_add(z, tf.convert_to_tensor(self.cell.bias))
 
     def _uses_cudnn(self):

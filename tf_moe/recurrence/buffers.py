@@ -44,6 +44,19 @@ class ListBuffers:
         """The steps of x [steps, ...] in reverse order."""
         return tf.reverse(x, [0])
 
+    @staticmethod
+    def product(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """The product of x [steps, B, D] and a kernel [D, K] -> [steps, B, K], over all steps at once."""
+        flat = tf.matmul(tf.reshape(x, [-1, kernel.shape[0]]), kernel)
+        shape = tf.concat([tf.shape(x)[:2], tf.shape(kernel)[1:]], 0)
+        return tf.ensure_shape(tf.reshape(flat, shape), [*x.shape[:2], kernel.shape[1]])
+
+    @staticmethod
+    def kernel_gradient(x: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
+        """The gradient of the kernel of `product`: x [steps, B, D] and dy [steps, B, K] -> [D, K]."""
+        x, dy = (tf.reshape(a, [-1, a.shape[-1]]) for a in (x, dy))
+        return tf.matmul(x, dy, transpose_a=True)
+
 
 class StaticBuffers:
     """One tensor [steps, ...] updated by a scatter: DTensor has no rule for TensorArray's operations.
@@ -83,6 +96,16 @@ class StaticBuffers:
     def reverse(x: tf.Tensor) -> tf.Tensor:
         """The steps of x [steps, ...] in reverse order; DTensor has no rule for tf.reverse."""
         return tf.stack(tf.unstack(x)[::-1])
+
+    @staticmethod
+    def product(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """The product of x [steps, B, D] and a kernel [D, K] -> [steps, B, K]. The batch may be split: not flat."""
+        return tf.einsum("tbd,dk->tbk", x, kernel)
+
+    @staticmethod
+    def kernel_gradient(x: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
+        """The gradient of the kernel of `product`: x [steps, B, D] and dy [steps, B, K] -> [D, K]."""
+        return tf.einsum("tbd,tbk->dk", x, dy)
 
 
 def buffers_for(variable: tf.Variable) -> type[ListBuffers] | type[StaticBuffers]:

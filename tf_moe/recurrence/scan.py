@@ -61,7 +61,7 @@ def lstm_scan(
 
 def _scan(z, recurrent_kernel, h, c, projection_kernel, *, gates, mask, dropout, buffers, keep):
     steps = z.shape[0] if z.shape[0] is not None else tf.shape(z)[0]
-    product = RecurrentProduct(dropout)
+    product = RecurrentProduct(buffers, dropout)
     # What the layers around know of the batch size may differ, and a loop's variables must keep their shapes.
     batch = z.shape[1:2].merge_with(h.shape[:1]).merge_with(c.shape[:1])
     for state in (h, c):
@@ -69,20 +69,21 @@ def _scan(z, recurrent_kernel, h, c, projection_kernel, *, gates, mask, dropout,
     z.set_shape(z.shape[:1].concatenate(batch).concatenate([None]))
 
     def forward(z, recurrent_kernel, h, c, projection_kernel, keep):
-        """The loop; returns its last (h, c), the buffer of every h, and those of every step's gates and c before it."""
+        """The loop; returns its last (h, c), the buffer of every h, and those of what the gates keep of every step."""
 
         def body(t, h, c, hs, kept):
             z_t = buffers.row(z, t) + product.forward(h, recurrent_kernel)
-            h_new, c_new = gates.forward(z_t, c)
+            h_new, c_new, values = gates.forward(z_t, c)
             if projection_kernel is not None:
                 h_new = tf.matmul(h_new, projection_kernel)
             if mask is not None:
                 counts = tf.expand_dims(buffers.row(mask, t), -1)
                 h_new, c_new = tf.where(counts, h_new, h), tf.where(counts, c_new, c)
-            kept = tuple(buffers.write(buffer, t, x) for buffer, x in zip(kept, (z_t, c), strict=False))
+            if keep:
+                kept = tuple(buffers.write(buffer, t, x) for buffer, x in zip(kept, values, strict=True))
             return t + 1, h_new, c_new, buffers.write(hs, t, h_new), kept
 
-        kept = (buffers.empty(steps, tf.concat([c, c, c, c], -1)), buffers.empty(steps, c)) if keep else ()
+        kept = tuple(buffers.empty(steps, c) for _ in range(gates.num_kept)) if keep else ()
         loop = tf.while_loop(lambda t, *_: t < steps, body, (0, h, c, buffers.empty(steps, h), kept))
         return loop[1:]
 
@@ -120,8 +121,7 @@ def _scan(z, recurrent_kernel, h, c, projection_kernel, *, gates, mask, dropout,
         gradients = dzs, product.kernel_gradient(h_before, dzs), d_h, d_c
         if projection_kernel is None:
             return gradients
-        outputs, _ = gates.forward(*kept)
-        return *gradients, tf.einsum("tbu,tbp->up", outputs, buffers.stack(d_projected[0], steps))
+        return *gradients, buffers.kernel_gradient(gates.outputs(*kept), buffers.stack(d_projected[0], steps))
 
     @tf.custom_gradient
     def scan(z, recurrent_kernel, h, c, projection_kernel=None):
@@ -141,7 +141,8 @@ def _scan(z, recurrent_kernel, h, c, projection_kernel, *, gates, mask, dropout,
 class RecurrentProduct:
     """h @ recurrent_kernel and its gradients; with dropout, each gate sees h through a mask of its own."""
 
-    def __init__(self, dropout: list[tf.Tensor] | None = None):
+    def __init__(self, buffers: type[ListBuffers] | type[StaticBuffers], dropout: list[tf.Tensor] | None = None):
+        self.buffers = buffers
         self.dropout = dropout
 
     def forward(self, h: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -161,6 +162,6 @@ class RecurrentProduct:
     def kernel_gradient(self, hs: tf.Tensor, dzs: tf.Tensor) -> tf.Tensor:
         """The gradient of the kernel from all steps: h before each step [T, B, P]; dzs [T, B, 4*units]."""
         if self.dropout is None:
-            return tf.einsum("tbp,tbk->pk", hs, dzs)
+            return self.buffers.kernel_gradient(hs, dzs)
         gates = zip(self.dropout, tf.split(dzs, 4, axis=2), strict=True)
-        return tf.concat([tf.einsum("tbp,tbk->pk", hs * mask, part) for mask, part in gates], axis=1)
+        return tf.concat([self.buffers.kernel_gradient(hs * mask, part) for mask, part in gates], axis=1)
