@@ -34,6 +34,7 @@ class BenchmarksTest(TestCase):
         ("large", ["large.py"], "| 8 |"),
         ("lstm", ["lstm.py", "--jit"], "| 2x3x4 |"),
         ("optimizer", ["optimizer.py"], "| 4 |"),
+        ("softmax", ["softmax.py"], "| 50 |"),
         ("mesh", ["mesh.py"], "| smoke |"),
         ("traffic", ["mesh.py", "--traffic"], "| 2 x 1 | 16 |"),
     )

@@ -1,0 +1,69 @@
+"""A training step of a softmax over a large vocabulary: all of it, and a sample of it.
+
+    python examples/benchmarks/softmax.py
+    python examples/benchmarks/softmax.py --vocabularies 800000 --optimizer factored_adam
+
+A step is loss, gradients and update of a model that is nothing but the softmax, on fresh inputs and words that follow
+Zipf's law. The gradients of the words' vectors are dense on both sides, and so is the optimizer's work; with plain SGD
+what remains is nearly the softmax alone.
+"""
+
+import argparse
+
+import keras
+import numpy as np
+from timing import interleave, print_table
+
+from tf_moe.layers import SampledSoftmax, SampledSoftmaxLoss
+from tf_moe.optimizers import FactoredAdam
+
+OPTIMIZERS = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam, "factored_adam": FactoredAdam}
+
+
+def make_model(last, loss, options):
+    model = keras.Sequential([keras.Input((options.width,)), last])
+    model.compile(OPTIMIZERS[options.optimizer](1e-3), loss)
+    return model
+
+
+def measure(vocabulary, options):
+    full = make_model(
+        keras.layers.Dense(vocabulary), keras.losses.SparseCategoricalCrossentropy(from_logits=True), options
+    )
+    sampled = make_model(SampledSoftmax(vocabulary, options.sampled), SampledSoftmaxLoss(), options)
+    rng = np.random.default_rng()
+
+    def fresh():
+        words = np.exp(rng.random(options.tokens) * np.log(vocabulary)).astype("int32") - 1
+        return rng.standard_normal((options.tokens, options.width), "float32"), words
+
+    times = interleave(
+        {"full": full.train_on_batch, "sampled": sampled.train_on_batch}, fresh, options.repetitions, warm_up=2
+    )
+    return {
+        "vocabulary": vocabulary,
+        "optimizer": options.optimizer,
+        "full, clock (ms)": times["full"].wall,
+        "sampled, clock (ms)": times["sampled"].wall,
+        "times faster, clock": times["full"].wall / times["sampled"].wall,
+        "times faster, CPU": times["full"].cpu / times["sampled"].cpu,
+    }
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocabularies", nargs="+", type=int, default=[10_000, 100_000])
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="factored_adam", help="default: %(default)s")
+    parser.add_argument("--tokens", type=int, default=1024, help="default: %(default)s")
+    parser.add_argument("--width", type=int, default=512, help="default: %(default)s")
+    parser.add_argument("--sampled", type=int, default=8192, help="default: %(default)s")
+    parser.add_argument("--repetitions", type=int, default=7, help="default: %(default)s")
+    parser.add_argument("--smoke", action="store_true", help="one tiny size, to see that it runs")
+    options = parser.parse_args(arguments)
+    if options.smoke:
+        options.vocabularies, options.tokens, options.width, options.sampled, options.repetitions = [50], 8, 4, 10, 1
+    print_table(measure(vocabulary, options) for vocabulary in options.vocabularies)
+
+
+if __name__ == "__main__":
+    main()
