@@ -15,8 +15,7 @@ import keras
 import numpy as np
 from timing import interleave, print_table
 
-from tf_moe.analysis import count
-from tf_moe.analysis.scaling import step_cost
+from tf_moe.analysis import count, training_memory
 from tf_moe.layers import SparseMoE
 from tf_moe.models import language_model
 from tf_moe.optimizers import FactoredAdam, optimizer_for
@@ -42,20 +41,16 @@ def measure(experts: int, options) -> dict:
     step = interleave({"step": model.train_on_batch}, fresh, options.repetitions)["step"]
     counts, tokens = count(model), options.batch * options.steps
     bank = sum(int(np.prod(w.shape)) for w in moe.experts.weights)
-    cost = step_cost(experts, options.width, options.hidden, options.k, tokens, recompute=options.recompute)
-    slots = sum(int(np.prod(v.shape)) for v in optimizer.variables) * 4
-    # Weights and gradients of the layer, what the block keeps, and the weight that the optimizer is writing anew.
-    predicted = 2 * cost.weight_bytes + cost.block_bytes + bank * 4 / 2 + slots
+    memory = training_memory(model, tokens)
     return {
         "experts": experts,
         "in the bank (M)": bank / 1e6,
         "ops/timestep (M)": counts.multiply_adds / 1e6,
         "step, clock (ms)": step.wall,
         "tokens/s": round(1e3 * tokens / step.wall),
-        "weights (GiB)": cost.weight_bytes / 2**30,
-        "slots (GiB)": slots / 2**30,
-        "predicted (GiB)": predicted / 2**30,
-        "measured peak (GiB)": (peak_bytes() - before) / 2**30,
+        **{f"{part} (GiB)": size / 2**30 for part, size in memory._asdict().items()},
+        "in all, predicted (GiB)": memory.total / 2**30,
+        "measured (GiB)": (peak_bytes() - before) / 2**30,
     }
 
 

@@ -41,14 +41,14 @@ def count(model: keras.Model) -> Counts:
 
     Reference: the columns ops/timestep and #Params of table 7 of Shazeer et al. (2017).
     """
-    with_weights = [layer for layer in _leaves(model) if layer.weights]
+    with_weights = [layer for layer in leaves(model) if layer.weights]
     counts = [_count_layer(layer) for layer in with_weights[:-1] if not isinstance(layer, keras.layers.Embedding)]
     return Counts(sum(c.parameters for c in counts), sum(c.multiply_adds for c in counts))
 
 
-def _leaves(model: keras.Model) -> list[keras.layers.Layer]:
+def leaves(model: keras.Model) -> list[keras.layers.Layer]:
     """The layers of a model and of the models among them."""
-    return [leaf for layer in model.layers for leaf in (_leaves(layer) if isinstance(layer, keras.Model) else [layer])]
+    return [leaf for layer in model.layers for leaf in (leaves(layer) if isinstance(layer, keras.Model) else [layer])]
 
 
 def _count_layer(layer: keras.layers.Layer) -> Counts:

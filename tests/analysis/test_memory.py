@@ -1,0 +1,73 @@
+import multiprocessing
+import resource
+
+import keras
+import numpy as np
+
+from tests.base import TestCase
+from tf_moe.analysis import training_memory
+from tf_moe.layers import LSTM, SparseMoE
+from tf_moe.optimizers import FactoredAdam
+
+
+def train(experts):
+    """Predicted and measured bytes of one training step, in a process of its own."""
+    before = peak()
+    inputs = keras.Input((512,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(SparseMoE(experts, 1024, k=2)(inputs)))
+    model.compile(FactoredAdam(), "mse")
+    for _ in range(2):
+        model.train_on_batch(np.random.normal(size=(256, 512)), np.zeros((256, 2)))
+    return training_memory(model, 256).total, peak() - before
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class TrainingMemoryTest(TestCase):
+    def test_by_hand(self):
+        model = keras.Sequential(
+            [
+                keras.Input((None,), dtype="int32"),
+                keras.layers.Embedding(10, 8),
+                LSTM(6, return_sequences=True),
+                SparseMoE(1, 16, k=1),
+                keras.layers.Dense(10),
+            ]
+        )
+        weights = 10 * 8 + 4 * 6 * (8 + 6 + 1) + 2 * 6 * 1 + 2 * 6 * 16 + 7 * 10
+        memory = training_memory(model, tokens=32)
+        self.assertEqual((memory.weights, memory.gradients, memory.slots), (4 * weights, 4 * weights, 0))
+        # A row has input, hidden layer and output; a token 8 numbers for each of the gate's logits, and its output.
+        moe = 32 * (6 + 16 + 6) + 32 * (8 + 6)
+        lstm = 32 * (6 * 6 + 2 * 6 + 8)
+        kept = 32 * 8 + lstm + moe + 32 * 10
+        self.assertEqual(memory.activations, 4 * (kept + lstm))
+        self.assertEqual(memory.total, sum(memory))
+
+    def test_options(self):
+        def memory(**options):
+            inputs = keras.Input((None, 16))
+            return training_memory(keras.Model(inputs, SparseMoE(8, 256, k=2, **options)(inputs)), tokens=1024)
+
+        plain, again, half = memory(), memory(recompute=True), memory(dtype="mixed_bfloat16")
+        self.assertLess(again.activations, plain.activations / 3)
+        self.assertEqual(again[:3], plain[:3])
+        self.assertEqual(half.weights, plain.weights)
+        self.assertLess(half.activations, 0.7 * plain.activations)
+
+    def test_slots(self):
+        model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, use_bias=False)])
+        model.compile("adam", "mse")
+        self.assertEqual(training_memory(model, 1).slots, 0)
+        model.optimizer.build(model.trainable_variables)
+        self.assertAlmostEqual(training_memory(model, 1).slots, 2 * 4 * 8 * 4, delta=16)  # and its counters
+
+    def test_measured(self):
+        """128 experts of a million weights: half a gigabyte, and as much for their gradients."""
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            predicted, measured = pool.apply(train, (128,))
+        self.assertGreater(predicted, 2 * 4 * 128 * 2**20)
+        self.assertGreater(measured, 0.9 * predicted)
+        self.assertLess(measured, 1.15 * predicted + 400e6)

@@ -1,0 +1,96 @@
+"""Memory that training a model takes, by part, predicted from its built Keras layers."""
+
+import math
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_moe.analysis.counts import leaves
+from tf_moe.layers import SparseMoE
+from tf_moe.ops.hot_groups import cheapest_capacity
+
+# Float32 numbers that a gate keeps for each token and expert: noise, its deviation, noisy logits, and what the
+# derivatives of the load estimate need.
+_OF_GATE = 8
+
+
+class Memory(NamedTuple):
+    """Bytes, by what they are for.
+
+    Attributes:
+        weights: Of all weights, trainable or not, but for the states of random generators.
+        gradients: Of the trainable ones.
+        slots: Of the optimizer; 0 where the model has none, or one that was not built.
+        activations: What the forward pass keeps for the backward pass, and the largest layer's gradients beside it.
+    """
+
+    weights: int
+    gradients: int
+    slots: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it, which is what a training step needs at its peak."""
+        return sum(self)
+
+
+def training_memory(model: keras.Model, tokens: int) -> Memory:
+    """Predict the memory of a training step on one device.
+
+    Layers are taken to keep their outputs, an LSTM its gates, a mixture the rows in its experts' block, for loads as
+    even as chance leaves them. What TensorFlow's programs and its allocator take beside that is not counted: some
+    hundreds of megabytes, and a tenth.
+
+    Args:
+        model: A built Keras model. For its slots to be counted the optimizer has to be built as well, by a step or
+            `model.optimizer.build(model.trainable_variables)`.
+        tokens: Positions in a batch: its size times the time steps.
+
+    Returns:
+        A `Memory`.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((None, 8)), tf_moe.layers.SparseMoE(4, 16, k=2), keras.layers.Dense(100)])
+    >>> memory = training_memory(model, tokens=32)
+    >>> memory.weights == memory.gradients == 4 * (2 * 8 * 4 + 4 * 2 * 8 * 16 + 8 * 100 + 100)
+    True
+
+    Reference: appendix D of Shazeer et al. (2017) says what its largest models save.
+    """
+    weights = [w for w in model.weights if "seed_generator" not in w.path]
+    gradients = model.trainable_weights
+    optimizer = getattr(model, "optimizer", None)
+    slots = optimizer.variables if optimizer is not None and optimizer.built else []
+    kept = [_kept(layer, tokens) for layer in leaves(model)]
+    return Memory(_bytes(weights), _bytes(gradients), _bytes(slots), sum(kept) + max(kept))
+
+
+def _bytes(variables) -> int:
+    return sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in variables)
+
+
+def _kept(layer, tokens: int) -> int:
+    """Bytes that a layer keeps for its backward pass."""
+    number = 2 if layer.compute_dtype in ("float16", "bfloat16") else 4
+    if isinstance(layer, SparseMoE):
+        return _kept_by_moe(layer, tokens, number)
+    width = layer.output.shape[-1] or 1  # ids have none
+    if isinstance(layer, keras.layers.LSTM):
+        width = 6 * layer.units + 2 * width + layer.cell.kernel.shape[0]
+    return number * tokens * width
+
+
+def _kept_by_moe(layer: SparseMoE, tokens: int, number: int) -> int:
+    width, experts = layer.output.shape[-1], layer.total_experts
+    loads = np.random.default_rng(0).multinomial(layer.total_k * tokens, [1 / experts] * experts)
+    block = int(cheapest_capacity(loads.astype("int32")))
+    rows = experts * block + np.maximum(loads - block, 0).sum()
+    hidden = 0 if layer.recompute or layer.expert_hidden is None else layer.expert_hidden
+    logits = layer.num_experts
+    if isinstance(logits, tuple):
+        logits = layer.num_experts[0] + layer.k[0] * layer.num_experts[1]
+    return int(rows) * (2 * width + hidden) * number + tokens * (_OF_GATE * logits * 4 + width * number)
