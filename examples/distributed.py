@@ -17,7 +17,7 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
-from language_model import Stopwatch, format_table, load_data, one_or_two, positive, share
+from language_model import Stopwatch, add_model_arguments, complete, format_table, load_data, positive
 
 import tf_moe
 from tf_moe.analysis.scaling import StepCost, format_costs, step_cost
@@ -29,29 +29,16 @@ from tf_moe.models import Perplexity, language_model
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    number = {"type": positive, "metavar": "N"}
     parser.add_argument(
-        "--devices", default=2, help="in one process; else the cluster's (default: %(default)s)", **number
+        "--devices",
+        default=2,
+        type=positive,
+        metavar="N",
+        help="in one process; else the cluster's (default: %(default)s)",
     )
-    parser.add_argument("--data", metavar="DIR", help="directory of text files (default: the standard library)")
-    parser.add_argument("--experts", default=16, type=one_or_two, help="N, or AxB (default: %(default)s)")
-    parser.add_argument("--k", type=one_or_two, help="experts for each token, N or AxB (default: 4, or 2x2)")
-    parser.add_argument("--width", default=128, help="of embedding and LSTMs (default: %(default)s)", **number)
-    parser.add_argument("--hidden", default=256, help="of each expert (default: %(default)s)", **number)
-    parser.add_argument("--vocabulary", default=4096, help="tokens (default: %(default)s)", **number)
-    parser.add_argument("--epochs", default=0.2, type=float, help="passes over the text (default: %(default)s)")
-    parser.add_argument("--batch", default=32, help="windows in a batch (default: %(default)s)", **number)
-    parser.add_argument("--steps", default=32, help="time steps of a window (default: %(default)s)", **number)
-    parser.add_argument("--learning-rate", default=3e-3, type=float, help="highest, of Adam (default: %(default)s)")
-    parser.add_argument("--dropout", default=0.1, type=share, help="default: %(default)s")
-    parser.add_argument("--seed", default=0, type=int, help="of weights, noise and order (default: %(default)s)")
-    parser.add_argument("--smoke", action="store_true", help="a tiny run, to see that all works")
-    options = parser.parse_args(arguments)
-    if options.k is None:
-        options.k = (2, 2) if isinstance(options.experts, tuple) else min(4, options.experts)
-    if options.smoke:
-        options.width, options.hidden, options.vocabulary = 32, 64, min(options.vocabulary, 1000)
-    return options
+    add_model_arguments(parser)
+    parser.set_defaults(experts=16, hidden=256, epochs=0.2, batch=32, steps=32)
+    return complete(parser.parse_args(arguments))
 
 
 def make_strategy(options) -> ExpertParallelStrategy:

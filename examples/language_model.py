@@ -27,18 +27,24 @@ from tf_moe.text import Corpus, Vocabulary, build_vocabulary, contiguous_batches
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    number = {"type": positive, "metavar": "N"}
-    parser.add_argument("--data", metavar="DIR", help="directory of text files (default: the standard library)")
     parser.add_argument(
         "--output", metavar="DIR", default="runs/language_model", type=Path, help="default: %(default)s"
     )
     parser.add_argument(
+        "--gate", default="noisy_top_k", choices=sorted(tf_moe.gates.GATES), help="default: %(default)s"
+    )
+    add_model_arguments(parser)
+    return complete(parser.parse_args(arguments))
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Text, sizes and training, which `distributed.py` shares."""
+    number = {"type": positive, "metavar": "N"}
+    parser.add_argument("--data", metavar="DIR", help="directory of text files (default: the standard library)")
+    parser.add_argument(
         "--experts", default=64, type=one_or_two, help="N, or AxB for two levels (default: %(default)s)"
     )
     parser.add_argument("--k", type=one_or_two, help="experts for each token, N or AxB (default: 4, or 2x2)")
-    parser.add_argument(
-        "--gate", default="noisy_top_k", choices=sorted(tf_moe.gates.GATES), help="default: %(default)s"
-    )
     parser.add_argument("--width", default=128, help="of embedding and LSTMs (default: %(default)s)", **number)
     parser.add_argument("--hidden", default=32, help="of each expert (default: %(default)s)", **number)
     parser.add_argument("--vocabulary", default=4096, help="tokens (default: %(default)s)", **number)
@@ -51,7 +57,10 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--dropout", default=0.1, type=share, help="default: %(default)s")
     parser.add_argument("--seed", default=0, type=int, help="of weights, noise and order (default: %(default)s)")
     parser.add_argument("--smoke", action="store_true", help="a tiny run, to see that all works")
-    options = parser.parse_args(arguments)
+
+
+def complete(options: argparse.Namespace) -> argparse.Namespace:
+    """Fill in `k`, whose default depends on the experts, and the sizes of a smoke run."""
     if options.k is None:
         options.k = (2, 2) if isinstance(options.experts, tuple) else min(4, options.experts)
     if options.smoke:

@@ -7,12 +7,12 @@ Writes `table.csv` and `latency.png` to the output directory; with a baseline, s
 tenth. Times are medians by the clock. The other files of this folder measure one thing each; see their first lines.
 """
 
-import argparse
 import csv
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import tensorflow as tf
+from arguments import make_parser, parse
 from layer import floor
 from timing import interleave, print_table
 
@@ -88,20 +88,14 @@ def say_what_moved(rows: list[dict], baseline: Path) -> None:
 
 
 def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experts", nargs="+", type=int, default=[4, 16, 64, 256, 1024])
+    sizes = {"tokens": 4096, "k": 4, "width": 512, "hidden": 1024}
+    parser = make_parser(__doc__, experts=[4, 16, 64, 256, 1024], **sizes, repetitions=10)
     parser.add_argument("--output", type=Path, default=Path("benchmark"), help="directory, default: %(default)s")
     parser.add_argument("--baseline", type=Path, help="the table.csv of an earlier run")
-    sizes = {"tokens": 4096, "k": 4, "width": 512, "hidden": 1024, "repetitions": 10}
-    for name, size in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=size, help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="under two minutes: up to 256 experts, three repetitions")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
-    options = parser.parse_args(arguments)
-    if options.quick:
+    options = parse(parser, arguments, experts=[4, 8], tokens=16, width=8, hidden=16, repetitions=1)
+    if options.quick and not options.smoke:
         options.experts, options.repetitions = [n for n in options.experts if n <= 256], 3
-    if options.smoke:
-        options.experts, options.tokens, options.width, options.hidden, options.repetitions = [4, 8], 16, 8, 16, 1
     options.output.mkdir(parents=True, exist_ok=True)
     rows = [measure(experts, options) for experts in options.experts]
     print_table(rows)

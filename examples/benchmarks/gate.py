@@ -5,9 +5,8 @@
 A step is the forward and the backward pass of noisy top-k gating with both losses, with fresh inputs and noise.
 """
 
-import argparse
-
 import tensorflow as tf
+from arguments import make_parser, parse
 from timing import interleave, print_table
 
 from tf_moe.gates import Hierarchical, NoisyTopK
@@ -61,15 +60,8 @@ def measure(experts, groups, options):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experts", nargs="+", type=int, default=[16, 256, 1024, 4096])
-    parser.add_argument("--tokens", type=int, default=4096, help="default: %(default)s")
-    parser.add_argument("--width", type=int, default=512, help="default: %(default)s")
-    parser.add_argument("--repetitions", type=int, default=15, help="default: %(default)s")
-    parser.add_argument("--smoke", action="store_true", help="one tiny size, to see that it runs")
-    options = parser.parse_args(arguments)
-    if options.smoke:
-        options.experts, options.tokens, options.width, options.repetitions = [64], 32, 16, 1
+    parser = make_parser(__doc__, experts=[16, 256, 1024, 4096], tokens=4096, width=512, repetitions=15)
+    options = parse(parser, arguments, experts=[64], tokens=32, width=16, repetitions=1)
     groups = {64: 8, 256: 16, 1024: 32, 4096: 64}
     print_table(measure(experts, groups.get(experts), options) for experts in options.experts)
 

@@ -6,10 +6,9 @@ The floor is two dense products for each expert that is hit, one after the other
 Every call has fresh tokens, hence other experts.
 """
 
-import argparse
-
 import numpy as np
 import tensorflow as tf
+from arguments import make_parser, parse
 from timing import interleave, print_table
 
 from tf_moe.layers import SparseMoE
@@ -50,17 +49,8 @@ def measure(tokens, options):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--experts", type=int, default=256, help="default: %(default)s")
-    parser.add_argument("--width", type=int, default=512, help="default: %(default)s")
-    parser.add_argument("--hidden", type=int, default=1024, help="default: %(default)s")
-    parser.add_argument("--k", type=int, default=4, help="default: %(default)s")
-    parser.add_argument("--repetitions", type=int, default=50, help="default: %(default)s")
-    parser.add_argument("--smoke", action="store_true", help="one tiny size, to see that it runs")
-    options = parser.parse_args(arguments)
-    if options.smoke:
-        options.tokens, options.experts, options.width, options.hidden, options.repetitions = [2], 8, 16, 32, 1
+    parser = make_parser(__doc__, tokens=[1, 2, 4, 8, 16, 32], experts=256, width=512, hidden=1024, k=4, repetitions=50)
+    options = parse(parser, arguments, tokens=[2], experts=8, width=16, hidden=32, repetitions=1)
     print_table(measure(tokens, options) for tokens in options.tokens)
 
 

@@ -7,12 +7,12 @@ arithmetic for a token is nearly the same for any number of experts: what grows 
 of its own, whose peak of resident memory, less what it had before, is set beside what the cost model predicts.
 """
 
-import argparse
 import multiprocessing
 import resource
 
 import keras
 import numpy as np
+from arguments import make_parser, parse
 from timing import interleave, print_table
 
 from tf_moe.analysis import count, training_memory
@@ -55,24 +55,11 @@ def measure(experts: int, options) -> dict:
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experts", nargs="+", type=int, default=[32, 1024])
-    for name, size in (
-        ("k", 4),
-        ("width", 512),
-        ("hidden", 1024),
-        ("vocabulary", 10_000),
-        ("batch", 128),
-        ("steps", 32),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=size, help="default: %(default)s")
-    parser.add_argument("--repetitions", type=int, default=3, help="default: %(default)s")
+    sizes = {"k": 4, "width": 512, "hidden": 1024, "vocabulary": 10_000, "batch": 128, "steps": 32}
+    parser = make_parser(__doc__, experts=[32, 1024], **sizes, repetitions=3)
     parser.add_argument("--recompute", action="store_true", help="hidden activations again in the backward pass")
-    parser.add_argument("--smoke", action="store_true", help="one tiny size, to see that it runs")
-    options = parser.parse_args(arguments)
-    if options.smoke:
-        options.experts, options.width, options.hidden, options.vocabulary = [8], 16, 32, 50
-        options.batch, options.steps, options.repetitions = 4, 8, 1
+    tiny = {"width": 16, "hidden": 32, "vocabulary": 50, "batch": 4, "steps": 8}
+    options = parse(parser, arguments, experts=[8], **tiny, repetitions=1)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         print_table(pool.apply(measure, (experts, options)) for experts in options.experts)
 

@@ -15,13 +15,13 @@ What it can be compared with has the same gate and weights:
     all         every expert on every token
 """
 
-import argparse
 import functools
 import math
 import time
 
 import numpy as np
 import tensorflow as tf
+from arguments import make_parser, parse
 from timing import interleave, print_table
 
 from tf_moe.layers import SparseMoE
@@ -158,19 +158,12 @@ def parse_size(text):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, width=512, hidden=1024, k=4, repetitions=15)
     sizes = [(4096, 16), (16384, 64), (4096, 64), (4096, 256), (4096, 1024)]
     parser.add_argument("--sizes", nargs="+", type=parse_size, default=sizes, metavar="TxE")
     parser.add_argument("--skews", nargs="+", type=float, default=[0.0], metavar="S")
     parser.add_argument("--against", nargs="*", choices=CONTENDERS, default=[])
-    parser.add_argument("--width", type=int, default=512, help="default: %(default)s")
-    parser.add_argument("--hidden", type=int, default=1024, help="default: %(default)s")
-    parser.add_argument("--k", type=int, default=4, help="default: %(default)s")
-    parser.add_argument("--repetitions", type=int, default=15, help="default: %(default)s")
-    parser.add_argument("--smoke", action="store_true", help="one tiny size, to see that it runs")
-    options = parser.parse_args(arguments)
-    if options.smoke:
-        options.sizes, options.width, options.hidden, options.repetitions = [(64, 8)], 16, 32, 1
+    options = parse(parser, arguments, sizes=[(64, 8)], width=16, hidden=32, repetitions=1)
     print_table(measure(*size, skew, options) for size in options.sizes for skew in options.skews)
 
 

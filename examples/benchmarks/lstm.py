@@ -7,10 +7,9 @@ A size is batch x time x width (of the input and of the state). A step is the fo
 inputs and all weights. The two take turns, so that what else the machine does falls on both.
 """
 
-import argparse
-
 import keras
 import tensorflow as tf
+from arguments import make_parser, parse
 from timing import interleave, print_table
 
 from tf_moe.layers.lstm import LSTM
@@ -49,14 +48,11 @@ def parse_size(text):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, repetitions=50)
     parser.add_argument("--sizes", nargs="+", type=parse_size, default=[(64, 35, 128), (16, 100, 256), (32, 20, 512)])
-    parser.add_argument("--repetitions", type=int, default=50)
     parser.add_argument("--jit", action="store_true", help="compile the step with XLA")
-    parser.add_argument("--smoke", action="store_true", help="one tiny size, to see that it runs")
-    options = parser.parse_args(arguments)
-    sizes, repetitions = ([(2, 3, 4)], 1) if options.smoke else (options.sizes, options.repetitions)
-    print_table(measure(size, repetitions, options.jit) for size in sizes)
+    options = parse(parser, arguments, sizes=[(2, 3, 4)], repetitions=1)
+    print_table(measure(size, options.repetitions, options.jit) for size in options.sizes)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ a busy machine only the latter mean something. `--traffic` times nothing: it pri
 step, as the cost model says and as the compiled programs say.
 """
 
-import argparse
 import contextlib
 import math
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
+from arguments import make_parser, parse
 from timing import interleave, print_table
 
 from tf_moe.analysis.scaling import step_cost
@@ -123,20 +123,17 @@ def exchange(shards: int, replicas: int, experts, k) -> dict:
 
 
 def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", default=2, type=int, metavar="N", help="default: %(default)s")
-    parser.add_argument("--repetitions", default=15, type=int, metavar="N", help="default: %(default)s")
+    parser = make_parser(__doc__, devices=2, repetitions=15)
     parser.add_argument("--traffic", action="store_true", help="bytes instead of times")
-    parser.add_argument("--smoke", action="store_true", help="a tiny run, to see that all works")
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments, repetitions=2)
     needed = max(math.prod(mesh[:2]) for mesh in EXCHANGES) if options.traffic else options.devices
     cpu, part = tf.config.list_physical_devices("CPU")[0], tf.config.LogicalDeviceConfiguration()
     tf.config.set_logical_device_configuration(cpu, [part] * needed)
     if options.traffic:
         print_table(exchange(*mesh) for mesh in (EXCHANGES[:1] if options.smoke else EXCHANGES))
         return
-    models, repetitions = (SMOKE, 2) if options.smoke else (MODELS, options.repetitions)
-    print_table(compare(name, sizes, options.devices, repetitions) for name, sizes in models.items())
+    models = SMOKE if options.smoke else MODELS
+    print_table(compare(name, sizes, options.devices, options.repetitions) for name, sizes in models.items())
 
 
 if __name__ == "__main__":

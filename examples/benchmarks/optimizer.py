@@ -7,10 +7,9 @@ to write the weights: 16 bytes a weight. GB/s are those bytes by the time taken;
 the machine can do.
 """
 
-import argparse
-
 import keras
 import tensorflow as tf
+from arguments import make_parser, parse
 from timing import interleave, print_table
 
 from tf_moe.optimizers import FactoredAdam
@@ -50,15 +49,8 @@ def measure(experts, options):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experts", nargs="+", type=int, default=[16, 64, 256])
-    parser.add_argument("--width", type=int, default=512, help="default: %(default)s")
-    parser.add_argument("--hidden", type=int, default=1024, help="default: %(default)s")
-    parser.add_argument("--repetitions", type=int, default=10, help="default: %(default)s")
-    parser.add_argument("--smoke", action="store_true", help="one tiny size, to see that it runs")
-    options = parser.parse_args(arguments)
-    if options.smoke:
-        options.experts, options.width, options.hidden, options.repetitions = [4], 16, 32, 1
+    parser = make_parser(__doc__, experts=[16, 64, 256], width=512, hidden=1024, repetitions=10)
+    options = parse(parser, arguments, experts=[4], width=16, hidden=32, repetitions=1)
     print_table(measure(experts, options) for experts in options.experts)
 
 

@@ -8,10 +8,9 @@ Zipf's law. The gradients of the words' vectors are dense on both sides, and so 
 what remains is nearly the softmax alone.
 """
 
-import argparse
-
 import keras
 import numpy as np
+from arguments import make_parser, parse
 from timing import interleave, print_table
 
 from tf_moe.layers import SampledSoftmax, SampledSoftmaxLoss
@@ -51,17 +50,9 @@ def measure(vocabulary, options):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocabularies", nargs="+", type=int, default=[10_000, 100_000])
+    parser = make_parser(__doc__, vocabularies=[10_000, 100_000], tokens=1024, width=512, sampled=8192, repetitions=7)
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="factored_adam", help="default: %(default)s")
-    parser.add_argument("--tokens", type=int, default=1024, help="default: %(default)s")
-    parser.add_argument("--width", type=int, default=512, help="default: %(default)s")
-    parser.add_argument("--sampled", type=int, default=8192, help="default: %(default)s")
-    parser.add_argument("--repetitions", type=int, default=7, help="default: %(default)s")
-    parser.add_argument("--smoke", action="store_true", help="one tiny size, to see that it runs")
-    options = parser.parse_args(arguments)
-    if options.smoke:
-        options.vocabularies, options.tokens, options.width, options.sampled, options.repetitions = [50], 8, 4, 10, 1
+    options = parse(parser, arguments, vocabularies=[50], tokens=8, width=4, sampled=10, repetitions=1)
     print_table(measure(vocabulary, options) for vocabulary in options.vocabularies)
 
 
