@@ -8,20 +8,22 @@ included, for the inputs and all weights; every step has fresh noise and inputs,
 Zipf's law with the exponent --skews; 0 is the untrained gate, which noise alone balances. Ratios are of process CPU
 time and of the clock, medians of calls that take turns; on a busy machine only the former mean something.
 
-What it can be compared with has the same gate and weights:
+What it can be compared with; the first three have the same gate and weights:
 
-    einsum      one-hot dispatch by matrix products (GShard), groups of 512 tokens, capacity factor 1.25: it drops
-    per_expert  a gather, two products and a scatter for each expert, unrolled (tensor2tensor's local_moe)
-    all         every expert on every token
+    einsum        one-hot dispatch by matrix products (GShard), groups of 512 tokens, capacity factor 1.25: it drops
+    per_expert    a gather, two products and a scatter for each expert, unrolled (tensor2tensor's local_moe)
+    all           every expert on every token
+    model_garden  TF Model Garden's MoeLayer, where the package tf-models-official is installed: experts choose their
+                  tokens, as many as there are choices of tokens here, by products with one-hot matrices
 """
 
 import functools
-import math
 import time
 
 import numpy as np
 import tensorflow as tf
 from arguments import make_parser, parse
+from contenders import CONTENDERS, model_garden
 from timing import interleave, print_table
 
 from tf_moe.layers import SparseMoE
@@ -42,47 +44,6 @@ def floor(rows, width, hidden):
         return y, tape.gradient(y, [x, first, second], d_y)
 
     return lambda *_: step(x, first, second, d_y)
-
-
-def einsum(x, index, weights, first, second, group=512, capacity_factor=1.25):
-    """Dispatch and combine as products with one-hot matrices, groups of tokens apart."""
-    tokens, k = index.shape
-    experts, groups = first.shape[0], max(1, tokens // group)
-    capacity = math.ceil(capacity_factor * k * (tokens // groups) / experts)
-    chosen = tf.one_hot(tf.reshape(index, [groups, -1]), experts)  # (G, S k, E), tokens first
-    position = tf.reduce_sum((tf.cumsum(chosen, axis=1) - 1) * chosen, axis=-1)
-    place = tf.one_hot(tf.cast(position, tf.int32), capacity)
-    combine = tf.einsum("gse,gsc,gs->gsec", chosen, place, tf.reshape(weights, [groups, -1]))
-    combine = tf.reduce_sum(tf.reshape(combine, [groups, -1, k, experts, capacity]), axis=2)
-    dispatch = tf.cast(combine > 0, x.dtype)
-    x = tf.reshape(x, [groups, -1, x.shape[-1]])
-    rows = tf.einsum("gsec,gsd->egcd", dispatch, x)
-    rows = tf.reshape(rows, [experts, -1, x.shape[-1]])
-    rows = tf.matmul(tf.nn.relu(tf.matmul(rows, first)), second)
-    rows = tf.reshape(rows, [experts, groups, capacity, -1])
-    return tf.reshape(tf.einsum("gsec,egcd->gsd", combine, rows), [tokens, -1])
-
-
-def per_expert(x, index, weights, first, second):
-    """A subgraph for each expert, which the executor may run in parallel."""
-    pieces, places = [], []
-    for e, (w_1, w_2) in enumerate(zip(tf.unstack(first), tf.unstack(second), strict=True)):
-        assignment = tf.where(tf.equal(index, e))
-        token = assignment[:, 0]
-        rows = tf.matmul(tf.nn.relu(tf.matmul(tf.gather(x, token), w_1)), w_2)
-        pieces.append(rows * tf.expand_dims(tf.gather_nd(weights, assignment), 1))
-        places.append(token)
-    return tf.math.unsorted_segment_sum(tf.concat(pieces, 0), tf.concat(places, 0), x.shape[0])
-
-
-def all_experts(x, index, weights, first, second):
-    """Every expert on every token, most of it multiplied by zero."""
-    dense = tf.reduce_sum(tf.one_hot(index, first.shape[0]) * tf.expand_dims(weights, -1), axis=1)
-    hidden = tf.nn.relu(tf.einsum("td,edh->eth", x, first))
-    return tf.einsum("te,eth,ehd->td", dense, hidden, second)
-
-
-CONTENDERS = {"einsum": einsum, "per_expert": per_expert, "all": all_experts}
 
 
 def training_step(outputs, weights):
@@ -113,7 +74,12 @@ def make_steps(layer, tokens, names):
         return y, 0.1 * (cv_squared(routing.importance) + cv_squared(routing.load))
 
     steps = {"floor": floor(layer.k * tokens, width, hidden), "tf_moe": training_step(ours, weights)}
-    return steps | {name: training_step(functools.partial(theirs, CONTENDERS[name]), weights) for name in names}
+    for name in names:
+        if name == "model_garden":
+            steps[name] = training_step(*model_garden(layer.num_experts, width, hidden, layer.k, tokens))
+        else:
+            steps[name] = training_step(functools.partial(theirs, CONTENDERS[name]), weights)
+    return steps
 
 
 def make_fresh(rng, layer, tokens, skew):
@@ -162,7 +128,7 @@ def main(arguments=None):
     sizes = [(4096, 16), (16384, 64), (4096, 64), (4096, 256), (4096, 1024)]
     parser.add_argument("--sizes", nargs="+", type=parse_size, default=sizes, metavar="TxE")
     parser.add_argument("--skews", nargs="+", type=float, default=[0.0], metavar="S")
-    parser.add_argument("--against", nargs="*", choices=CONTENDERS, default=[])
+    parser.add_argument("--against", nargs="*", choices=[*CONTENDERS, "model_garden"], default=[])
     options = parse(parser, arguments, sizes=[(64, 8)], width=16, hidden=32, repetitions=1)
     print_table(measure(*size, skew, options) for size in options.sizes for skew in options.skews)
 

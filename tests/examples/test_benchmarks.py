@@ -35,6 +35,7 @@ class BenchmarksTest(TestCase):
         ("lstm", ["lstm.py", "--jit"], "| 2x3x4 |"),
         ("optimizer", ["optimizer.py"], "| 4 |"),
         ("softmax", ["softmax.py"], "| 50 |"),
+        ("whole", ["whole.py"], "| input pipeline |"),
         ("mesh", ["mesh.py"], "| smoke |"),
         ("traffic", ["mesh.py", "--traffic"], "| 2 x 1 | 16 |"),
     )
