@@ -10,13 +10,14 @@ tenth. Times are medians by the clock. The other files of this folder measure on
 import csv
 from pathlib import Path
 
+import keras
 import matplotlib.pyplot as plt
 import tensorflow as tf
 from arguments import make_parser, parse
 from layer import floor
 from timing import interleave, print_table
 
-from tf_moe.analysis.scaling import step_cost
+from tf_moe.analysis import training_memory
 from tf_moe.layers import SparseMoE
 
 # What is plotted: column, label, marker, line. Marker and line tell them apart without colour.
@@ -31,7 +32,7 @@ CURVES = [
 def measure(experts: int, options) -> dict:
     """The row of one number of experts."""
     layer = SparseMoE(experts, options.hidden, k=options.k)
-    layer.build((None, options.width))
+    model = keras.Sequential([keras.Input((options.width,)), layer])
     weights = [w.value for w in layer.trainable_variables]
     one = tf.random.normal([1, options.width])
     forward = tf.function(lambda x: layer(x), reduce_retracing=True)
@@ -50,9 +51,8 @@ def measure(experts: int, options) -> dict:
         "one token (ms)": lambda _: forward(one),
     }
     times = interleave(calls, lambda: (tf.random.normal([options.tokens, options.width]),), options.repetitions)
-    cost = step_cost(experts, options.width, options.hidden, options.k, options.tokens)
-    training = 2 * cost.weight_bytes + cost.block_bytes
-    memory = {"weights (MB)": cost.weight_bytes / 1e6, "with gradients and activations (MB)": training / 1e6}
+    memory = training_memory(model, options.tokens)
+    memory = {"weights (MB)": memory.weights / 1e6, "with gradients and activations (MB)": memory.total / 1e6}
     return {"experts": experts, **{name: time.wall for name, time in times.items()}, **memory}
 
 
