@@ -1,6 +1,7 @@
-"""Networks of the paper, and what they need."""
+"""Networks of the paper, and how language models are measured and continued."""
 
+from tf_moe.models.decoder import Decoder
 from tf_moe.models.language_model import dense_twin, language_model
 from tf_moe.models.perplexity import Perplexity
 
-__all__ = ["Perplexity", "dense_twin", "language_model"]
+__all__ = ["Decoder", "Perplexity", "dense_twin", "language_model"]

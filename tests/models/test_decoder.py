@@ -1,0 +1,82 @@
+import keras
+import tensorflow as tf
+from absl.testing import parameterized
+
+from tests.base import TestCase
+from tf_moe.layers import SparseMoE
+from tf_moe.models import Decoder, dense_twin, language_model
+
+
+class DecoderTest(TestCase):
+    def model(self, middle):
+        model = language_model(20, middle, width=8)
+        for weight in model.trainable_weights:  # so that logits differ by more than rounding
+            weight.assign(self.normal(*weight.shape) * 0.5)
+        return model
+
+    @parameterized.named_parameters(
+        ("flat", lambda: [SparseMoE(4, 16, k=2)]),
+        ("hierarchical", lambda: [SparseMoE((2, 4), 16, k=(1, 2))]),
+        ("capacity", lambda: [SparseMoE(4, 16, k=2, capacity_factor=4.0)]),
+        ("dense", lambda: [dense_twin(SparseMoE(4, 16, k=2), 8)]),
+        ("two", lambda: [SparseMoE(4, 16, k=1), SparseMoE(2, 8, k=2)]),
+    )
+    def test_equals_the_whole_sequence(self, middle):
+        model = self.model(middle())
+        ids = self.rng.integers(1, 20, (3, 7)).astype("int32")
+        expected = model(ids)
+        decoder = Decoder(model)
+        state = decoder.initial_state(3)
+        for t in range(7):
+            logits, state = decoder.step(tf.constant(ids[:, t]), state)
+            self.assertAllClose(logits, expected[:, t], rtol=1e-4, atol=1e-5)
+
+    def test_in_a_graph_with_any_batch(self):
+        model = self.model([SparseMoE(4, 16, k=2)])
+        decoder = Decoder(model)
+
+        @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)])
+        def last(ids):
+            states = decoder.initial_state(tf.shape(ids)[0])
+            logits = tf.zeros([tf.shape(ids)[0], 20])
+            for t in tf.range(tf.shape(ids)[1]):
+                logits, states = decoder.step(ids[:, t], states)
+            return logits
+
+        for shape in ((2, 5), (4, 3)):
+            ids = self.rng.integers(1, 20, shape).astype("int32")
+            self.assertAllClose(last(ids), model(ids)[:, -1], rtol=1e-4, atol=1e-5)
+
+    def test_padding_leaves_the_state(self):
+        model = self.model([SparseMoE(4, 16, k=2)])
+        decoder = Decoder(model)
+        ids = tf.constant([[3, 4, 5], [6, 0, 5]])
+        state = decoder.initial_state(2)
+        for t in range(3):
+            logits, state = decoder.step(ids[:, t], state)
+        self.assertAllClose(logits, model(ids)[:, -1], rtol=1e-4, atol=1e-5)
+        self.assertAllClose(logits[1:], model(tf.constant([[6, 5]]))[:, -1], rtol=1e-4, atol=1e-5)
+
+    def test_a_state_can_be_shared(self):
+        """Two ways to go on from one state, and one of them again."""
+        decoder = Decoder(self.model([SparseMoE(4, 16, k=2)]))
+        _, state = decoder.step(tf.constant([3]), decoder.initial_state(1))
+        first, _ = decoder.step(tf.constant([4]), state)
+        other, _ = decoder.step(tf.constant([5]), state)
+        again, _ = decoder.step(tf.constant([4]), state)
+        self.assertAllEqual(first, again)
+        self.assertNotAllClose(first, other)
+
+    def test_mixed_precision(self):
+        self.addCleanup(keras.config.set_dtype_policy, keras.config.dtype_policy())
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        model = self.model([SparseMoE(4, 16, k=2)])
+        decoder = Decoder(model)
+        logits, state = decoder.step(tf.constant([3, 4]), decoder.initial_state(2))
+        self.assertDTypeEqual(state[0][0], tf.bfloat16.as_numpy_dtype)
+        self.assertAllClose(logits, model(tf.constant([[3], [4]]))[:, 0], rtol=0.05, atol=0.05)
+
+    def test_another_model(self):
+        model = keras.Sequential([keras.Input((None,)), keras.layers.Embedding(4, 4), keras.layers.Dense(4)])
+        with self.assertRaisesRegex(ValueError, "language_model.*Received: a model of .*embedding"):
+            Decoder(model)

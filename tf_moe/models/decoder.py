@@ -1,0 +1,68 @@
+"""One step at a time through a language model, its state carried outside."""
+
+import keras
+import tensorflow as tf
+
+State = tuple[tuple[tf.Tensor, ...], ...]
+
+
+class Decoder:
+    """The steps of a model made by `language_model`, one by one: what is needed to continue a text.
+
+    A step costs the same wherever in the text it is; the model itself would compute all that came before again. The
+    weights are the model's own.
+
+    Args:
+        model: What `language_model` returned, or what was loaded from such a model's file.
+
+    Raises:
+        ValueError: If the model is another.
+
+    Example:
+
+    >>> decoder = tf_moe.models.Decoder(model)
+    >>> state = decoder.initial_state(batch_size=2)
+    >>> logits, state = decoder.step(tf.constant([2, 2]), state)  # for the word after the first one
+    """
+
+    def __init__(self, model: keras.Model):
+        layers = [layer for layer in model.layers if not isinstance(layer, _WITHOUT_WEIGHTS)]
+        names = [layer.name for layer in layers]
+        if names[:2] != ["embedding", "lstm_1"] or names[-2:] != ["lstm_2", "softmax"]:
+            raise ValueError(
+                "Decoder needs a model made by tf_moe.models.language_model: embedding, lstm_1, what is between, "
+                f"lstm_2, softmax. Received: a model of {names}."
+            )
+        self._embedding, *self._layers, self._softmax = layers
+
+    def initial_state(self, batch_size: int | tf.Tensor) -> State:
+        """The state before the first step: for each LSTM its h `(B, P)` and its cell state `(B, units)`, zeros."""
+        recurrent = [layer.cell for layer in self._layers if isinstance(layer, keras.layers.LSTM)]
+        return tuple(
+            tuple(tf.zeros([batch_size, size], cell.compute_dtype) for size in cell.state_size) for cell in recurrent
+        )
+
+    def step(self, ids: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
+        """The next token's logits, as the model has them there.
+
+        Args:
+            ids: Int `(B,)`. Where it is 0, padding, the state stays as it was, so that texts of a batch may end apart.
+            state: What `initial_state` or the step before returned.
+
+        Returns:
+            Logits `(B, V)` and the state after the step.
+        """
+        counts = tf.expand_dims(tf.not_equal(ids, 0), -1)
+        x, states, following = tf.identity(self._embedding(ids)), iter(state), []  # the identity has no Keras mask
+        for layer in self._layers:
+            if isinstance(layer, keras.layers.LSTM):
+                old = next(states)
+                y, new = layer.cell(x, list(old))
+                following.append(tuple(tf.where(counts, *pair) for pair in zip(new, old, strict=True)))
+            else:
+                y = tf.squeeze(layer(tf.expand_dims(x, 1)), 1)  # a model among them knows sequences only
+            x += y
+        return self._softmax(x), tuple(following)
+
+
+_WITHOUT_WEIGHTS = (keras.layers.InputLayer, keras.layers.Dropout, keras.layers.Add)
