@@ -25,6 +25,9 @@ class Vocabulary:
         num_tokens: The length of the training text: its tokens and one `</s>` for each line, blank lines too.
             Default 0: not known.
 
+    Attributes:
+        table: The lookup from tokens to ids. What is exported with `encode` in it has to track this table.
+
     Raises:
         ValueError: the specials are not in their places, or a token stands there twice.
 
@@ -47,7 +50,7 @@ class Vocabulary:
         if twice := [token for token, count in Counter(self.tokens).items() if count > 1]:
             raise ValueError(f"A token can have one id only. Received more than once: {twice[:5]}")
         ids = [self.UNK] * 3 + list(range(3, len(self.tokens)))  # no text writes a special
-        self._ids = tf.lookup.StaticHashTable(
+        self.table = tf.lookup.StaticHashTable(
             tf.lookup.KeyValueTensorInitializer(self.tokens, ids, tf.string, tf.int32), default_value=self.UNK
         )
 
@@ -56,7 +59,7 @@ class Vocabulary:
 
     def encode(self, lines: tf.Tensor) -> tf.RaggedTensor:
         """Ids [N, None], int32, of lines [N]: of each line its tokens and `</s>`. Works in tf.data graphs."""
-        ids = self._ids.lookup(self.tokenizer.tokenize(lines))
+        ids = self.table.lookup(self.tokenizer.tokenize(lines))
         ends = tf.fill([ids.nrows(), 1], self.END)
         return tf.concat([ids, ends], axis=1)
 

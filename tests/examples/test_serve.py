@@ -1,0 +1,89 @@
+"""What the example exports, against the model it was exported from."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tests.base import TestCase
+from tf_moe.layers import SparseMoE
+from tf_moe.models import language_model
+from tf_moe.text import Vocabulary
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "serve.py"
+WORDS = ["the", "cat", "dog", "sat", "ran", "mat"]
+
+# As a user runs it; at its end, that nothing has imported the library that trained the model.
+RUN = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); "
+RUN += "assert 'tf_moe' not in sys.modules"
+
+
+class ServeTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.get_temp_dir()) / self._testMethodName
+        self.folder.mkdir()
+        self.vocabulary = Vocabulary([*Vocabulary.specials, *WORDS])
+        self.vocabulary.save(self.folder / "vocabulary.txt")
+        self.model = language_model(len(self.vocabulary), [SparseMoE(4, 16, k=2)], width=8)
+        for weight in self.model.trainable_weights:
+            weight.assign(self.normal(*weight.shape) * 0.7)
+        self.model.save(self.folder / "model.keras")
+        spec = importlib.util.spec_from_file_location("serve_example", EXAMPLE)
+        example = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(example)
+        example.main(["export", str(self.folder / "model.keras"), str(self.folder / "served")])
+
+    def score_by_hand(self, line):
+        ids = [Vocabulary.END, *self.vocabulary.encode([line])[0].numpy()]
+        logits = self.model(np.array([ids[:-1]]))[0]
+        return sum(float(tf.nn.log_softmax(row)[target]) for row, target in zip(logits, ids[1:], strict=True))
+
+    def continue_by_hand(self, line, length):
+        """The most likely words, the whole text computed again for each."""
+        ids = [Vocabulary.END, *self.vocabulary.encode([line])[0].numpy()[:-1]]
+        words = [line]
+        for _ in range(length):
+            logits = self.model(np.array([ids]))[0, -1].numpy()
+            logits[:2] = -np.inf  # neither padding nor an unknown word
+            ids.append(int(logits.argmax()))
+            if ids[-1] == Vocabulary.END:
+                break
+            words.append(self.vocabulary.tokens[ids[-1]])
+        return " ".join(words)
+
+    def test_answers(self):
+        served = tf.saved_model.load(str(self.folder / "served"))
+        lines = ["the cat sat", "dog", "mat ran the dog a"]
+        scores, counts = served.score(tf.constant(lines))
+        self.assertAllClose(scores, [self.score_by_hand(line) for line in lines], rtol=1e-4)
+        self.assertAllEqual(counts, [4, 2, 6])
+        texts = served.generate(tf.constant(lines), tf.constant(6), tf.constant(0.0), tf.constant([1, 2]))
+        self.assertEqual([t.decode() for t in texts.numpy()], [self.continue_by_hand(line, 6) for line in lines])
+        for n, line in enumerate(lines):  # whatever else is in the batch
+            self.assertAllClose(served.score(tf.constant([line]))[0], scores[n : n + 1], rtol=1e-5)
+        drawn = [
+            served.generate(tf.constant(lines), tf.constant(9), tf.constant(1.0), tf.constant([seed, 0])).numpy()
+            for seed in (1, 1, 2)
+        ]
+        self.assertAllEqual(drawn[0], drawn[1])
+        self.assertNotEqual(list(drawn[0]), list(drawn[2]))
+
+    def test_from_the_command_line(self):
+        commands = {
+            "score": ["--text", "the cat", "--repeat", "3"],
+            "continue": ["--text", "the cat", "--tokens", "3", "--temperature", "0.8"],
+        }
+        for command, arguments in commands.items():
+            run = subprocess.run(
+                [sys.executable, "-c", RUN, EXAMPLE, command, self.folder / "served", *arguments],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            self.assertEqual(run.returncode, 0, run.stderr)
+            self.assertIn("the cat", run.stdout)
+            self.assertRegex(run.stdout, r"[\d,]+ tokens/s; a call takes [\d.]+ ms")
