@@ -1,0 +1,56 @@
+"""A callback that tells of experts nobody uses."""
+
+import warnings
+from collections.abc import Iterable
+
+import keras
+
+from tf_moe.analysis.usage import measure_usage
+
+
+class DeadExperts(keras.callbacks.Callback):
+    """Looks after each epoch for experts that no position is sent to, and warns of them.
+
+    Such experts get no gradient: they are capacity lost, and the balance losses are there to bring them back. A warning
+    in the first epochs is no harm; one that stays says that the losses' weights are too small, or the batches.
+
+    Args:
+        batches: What to look at, as `fit` takes it, such as the validation data: enough positions for every expert to
+            be chosen, and few enough to be routed once an epoch.
+        share: An expert counts as dead with less than this share of its even load. Default 0: with none at all.
+
+    Attributes:
+        history: For each layer's name, the indices of dead experts after each epoch, a list of lists.
+
+    Raises:
+        ValueError: If share is not from 0 to under 1; when training begins, if the model has no SparseMoE layer.
+
+    Example:
+
+    ```python
+    model.fit(dataset, callbacks=[tf_moe.analysis.DeadExperts(validation.take(10))])
+    ```
+
+    Reference: section 4 of Shazeer et al. (2017): a gate tends to a state where it always chooses the same few experts.
+    """
+
+    def __init__(self, batches: Iterable, share: float = 0.0):
+        super().__init__()
+        if not 0 <= share < 1:
+            raise ValueError(f"share must be from 0 to under 1. Received: share={share!r}.")
+        self.batches = batches
+        self.share = share
+        self.history: dict[str, list[list[int]]] = {}
+
+    def on_epoch_end(self, epoch, logs=None):
+        for name, usage in measure_usage(self.model, self.batches).items():
+            load = usage.load
+            dead = [n for n, of in enumerate(load) if of <= self.share * load.mean() and of < load.mean()]
+            self.history.setdefault(name, []).append(dead)
+            if dead:
+                shown = ", ".join(map(str, dead[:10])) + (", ..." if len(dead) > 10 else "")
+                warnings.warn(
+                    f"Epoch {epoch + 1}: {len(dead)} of {len(load)} experts of {name!r} get no tokens, or nearly none "
+                    f"({shown}). If that lasts, raise importance_weight and load_weight, or the batch size.",
+                    stacklevel=2,
+                )
