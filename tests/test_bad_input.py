@@ -570,7 +570,7 @@ class DistributeTest(BadInput):
         ("address", lambda: distribute.Cluster(0, ("a",)), ValueError, "'host:port'. Received: 'a'"),
         ("process_text", lambda: distribute.Cluster("0", ("a:1",)), ValueError, "process_index='0'"),
         ("process_beyond", lambda: distribute.Cluster(1, ("a:1",)), ValueError, "process 1 of"),
-        ("environment", lambda: launch.process_environment(3, ["a:1"]), ValueError, "process 3 of"),
+        ("environment", lambda: launch.process_environment(3, ["a:1"]), ValueError, r"index=3, \['a:1'\]"),
         ("save_freq_zero", lambda: Resume("a", 0), ValueError, '"epoch" or a positive number.*save_freq=0'),
         ("save_freq_word", lambda: Resume("a", "batch"), ValueError, "save_freq='batch'"),
         ("save_freq_true", lambda: Resume("a", True), ValueError, "save_freq=True"),

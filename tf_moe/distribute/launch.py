@@ -17,8 +17,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
-from tf_moe.distribute.cluster import Cluster
-
 _POLL_SECONDS = 0.05
 
 
@@ -82,12 +80,15 @@ def process_environment(index: int, addresses: Sequence[str], devices_per_proces
         A complete environment.
 
     Raises:
-        ValueError: If the addresses are not different ones "host:port", or have no number `index`.
+        ValueError: If no address has this number.
 
     Example:
         >>> subprocess.Popen([sys.executable, "train.py"], env=process_environment(0, addresses))
     """
-    Cluster(index, tuple(addresses))  # which checks them
+    if not 0 <= index < len(addresses):
+        raise ValueError(
+            f"index must be that of one of the addresses, counted from 0. Received: index={index!r}, {addresses!r}."
+        )
     task = {"type": "worker", "index": index}
     environment = {
         **os.environ,
