@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from tf_moe import checks
+
 # Below this a noise of standard deviation is treated as this. It only keeps 0/0 out of the load estimate:
 # softplus reaches it near logits of -14, where the estimate is a step function already.
 _SMALLEST_STDDEV = 1e-6
@@ -39,9 +41,15 @@ def importance(gates: tf.Tensor) -> tf.Tensor:
     Returns:
         Float32 `(E,)`.
 
+    Raises:
+        ValueError: If gates are no matrix.
+
     Reference: section 4, equation 6, of Shazeer et al. (2017).
     """
-    return tf.reduce_sum(tf.cast(gates, tf.float32), axis=0)
+    gates = tf.cast(gates, tf.float32)
+    if gates.shape.rank not in (None, 2):
+        raise ValueError(f"gates must be of shape (T, E). Received: gates of shape {gates.shape}.")
+    return tf.reduce_sum(gates, axis=0)
 
 
 def smooth_load(
@@ -67,7 +75,7 @@ def smooth_load(
         Float32 `(E,)`.
 
     Raises:
-        ValueError: If k is not in 1..E.
+        ValueError: If k is not an integer in 1..E, or shapes do not fit.
 
     Example:
 
@@ -80,13 +88,14 @@ def smooth_load(
     clean_logits, noisy_logits, noise_stddev = (
         tf.cast(x, tf.float32) for x in (clean_logits, noisy_logits, noise_stddev)
     )
+    checks.same_shape(clean_logits=clean_logits, noisy_logits=noisy_logits, noise_stddev=noise_stddev)
     num_experts = clean_logits.shape[-1]
-    if not 1 <= k <= num_experts:
-        raise ValueError(f"k must be in 1..{num_experts}, the number of experts. Received: k={k}.")
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_experts:
+        raise ValueError(f"k must be in 1..{num_experts}, the number of experts. Received: k={k!r}.")
     highest = tf.math.top_k(noisy_logits, min(k + 1, num_experts)).values
     probability = top_k_probability(clean_logits, noisy_logits, noise_stddev, highest, k)
     if mask is not None:
-        probability = tf.where(tf.expand_dims(mask, -1), probability, 0.0)
+        probability = tf.where(tf.expand_dims(checks.mask(mask, clean_logits), -1), probability, 0.0)
     return tf.reduce_sum(probability, axis=0)
 
 
@@ -111,12 +120,17 @@ def threshold_loss(
     Returns:
         A float32 scalar, 0 for a batch without tokens.
 
+    Raises:
+        ValueError: If shapes do not fit.
+
     Reference: appendix F of Shazeer et al. (2017).
     """
     scores, thresholds = tf.cast(scores, tf.float32), tf.cast(thresholds, tf.float32)
+    chosen = tf.cast(chosen, tf.float32)
+    checks.same_shape(scores=scores, chosen=chosen)
     above = tf.cast(scores > thresholds, tf.float32)
-    loss = tf.reduce_sum((above - tf.cast(chosen, tf.float32)) * (scores - thresholds), axis=-1)
-    counted = tf.ones_like(loss) if mask is None else tf.cast(mask, tf.float32)
+    loss = tf.reduce_sum((above - chosen) * (scores - thresholds), axis=-1)
+    counted = tf.ones_like(loss) if mask is None else tf.cast(checks.mask(mask, scores), tf.float32)
     return tf.math.divide_no_nan(tf.reduce_sum(loss * counted), tf.reduce_sum(counted))
 
 

@@ -224,7 +224,7 @@ class ProjectionTest(TestCase):
 
     def test_wrong_arguments(self):
         for projection in (0, -1, 2.5):
-            with self.assertRaisesRegex(ValueError, f"Received: projection={projection}. Pass a positive integer"):
+            with self.assertRaisesRegex(ValueError, f"a positive integer, or None. Received: projection={projection}"):
                 LSTM(UNITS, projection=projection)
         with self.assertRaisesRegex(ValueError, "Received: projection=2, use_cudnn=True"):
             LSTM(UNITS, projection=2, use_cudnn=True)

@@ -100,6 +100,8 @@ class SentenceBatchesTest(TestCase):
             name, value = next(iter(wrong.items()))
             with self.assertRaisesRegex(ValueError, f"{name}={value}"):
                 sentence_batches(text, vocabulary, **({"batch_size": 2} | wrong))
-        for boundaries in ([], [8, 4], [4, 4], [0, 4]):
+        with self.assertRaisesRegex(ValueError, r"boundaries\[0\]=0"):
+            sentence_batches(text, vocabulary, 2, boundaries=[0, 4])
+        for boundaries in ([], [8, 4], [4, 4]):
             with self.assertRaisesRegex(ValueError, "boundaries must be rising"):
                 sentence_batches(text, vocabulary, 2, boundaries=boundaries)

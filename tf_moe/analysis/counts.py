@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import keras
 
+from tf_moe import checks
 from tf_moe.layers import SparseMoE
 
 
@@ -31,7 +32,8 @@ def count(model: keras.Model) -> Counts:
         model: A built Keras model of embedding, recurrent, dense and SparseMoE layers, in the order they are called.
 
     Raises:
-        ValueError: If a layer with weights is of a kind that the rule does not cover.
+        ValueError: If a layer with weights is of a kind that the rule does not cover, or the model is not built.
+        TypeError: If it is no model.
 
     Example:
 
@@ -41,6 +43,7 @@ def count(model: keras.Model) -> Counts:
 
     Reference: the columns ops/timestep and #Params of table 7 of Shazeer et al. (2017).
     """
+    checks.built_model(model)
     with_weights = [layer for layer in leaves(model) if layer.weights]
     counts = [_count_layer(layer) for layer in with_weights[:-1] if not isinstance(layer, keras.layers.Embedding)]
     return Counts(sum(c.parameters for c in counts), sum(c.multiply_adds for c in counts))

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_moe import checks
 from tf_moe.analysis.counts import leaves
 from tf_moe.layers import SparseMoE
 from tf_moe.ops.hot_groups import cheapest_capacity
@@ -52,6 +53,10 @@ def training_memory(model: keras.Model, tokens: int) -> Memory:
     Returns:
         A `Memory`.
 
+    Raises:
+        TypeError: If it is no Keras model.
+        ValueError: If it is not built, or `tokens` not a positive integer.
+
     Example:
 
     >>> model = keras.Sequential([keras.Input((None, 8)), tf_moe.layers.SparseMoE(4, 16, k=2), keras.layers.Dense(100)])
@@ -61,6 +66,8 @@ def training_memory(model: keras.Model, tokens: int) -> Memory:
 
     Reference: appendix D of Shazeer et al. (2017) says what its largest models save.
     """
+    checks.built_model(model)
+    checks.integer("tokens", tokens)
     weights = [w for w in model.weights if "seed_generator" not in w.path]
     gradients = model.trainable_weights
     optimizer = getattr(model, "optimizer", None)

@@ -22,7 +22,14 @@ def plot_perplexity(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]
         curves: Steps and perplexities of each model by its name, up to four.
         path: File to write; its suffix is the format.
         title: Title of the plot.
+
+    Raises:
+        ValueError: If there is no curve, or more than four, or one has no points, or the format is unknown.
     """
+    if not 1 <= len(curves) <= len(_STYLES):
+        raise ValueError(f"curves must be one to {len(_STYLES)}. Received: {len(curves)} curves, {list(curves)}.")
+    if empty := [name for name, (steps, _) in curves.items() if not len(steps)]:
+        raise ValueError(f"Every curve needs points. Received: none for {empty}.")
     figure = matplotlib.figure.Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for (name, (steps, perplexity)), style in zip(curves.items(), _STYLES, strict=False):
@@ -40,7 +47,13 @@ def plot_load(load: np.ndarray, path: Path, title: str = "") -> None:
         load: `(E,)`, assignments of each expert.
         path: File to write; its suffix is the format.
         title: Title of the plot.
+
+    Raises:
+        ValueError: If load is no vector of numbers, 0 or more, or the format is unknown.
     """
+    load = np.asarray(load)
+    if load.ndim != 1 or not load.size or not (np.isfinite(load) & (load >= 0)).all():
+        raise ValueError(f"load must be numbers, 0 or more, one for each expert. Received: load={load!r}.")
     share = np.sort(load)[::-1] / max(load.sum(), 1)
     even = 1 / len(load)
     figure = matplotlib.figure.Figure(figsize=(7, 4.5), layout="constrained")

@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from tf_moe import checks
+from tf_moe.gates.gate import check_choice, check_levels
 from tf_moe.ops.grouped_mesh import sizes
 
 
@@ -106,7 +108,8 @@ def step_cost(
         A `StepCost`.
 
     Raises:
-        ValueError: If experts do not divide evenly over the shards, or tokens over the devices.
+        ValueError: If k is not in 1..num_experts, on each level where there are two, a number is no integer, or too
+            low, or experts do not divide evenly over the shards, or tokens over the devices.
 
     Example:
 
@@ -116,8 +119,17 @@ def step_cost(
 
     Reference: sections 3.1 and 3.2 of Shazeer et al. (2017).
     """
-    groups, per_group = num_experts if isinstance(num_experts, tuple) else (0, num_experts)
-    n, total_k, devices = (groups or 1) * per_group, math.prod(k) if isinstance(k, tuple) else k, shards * replicas
+    two_levels = isinstance(num_experts, (tuple, list)) or isinstance(k, (tuple, list))
+    num_experts, k = (check_levels if two_levels else check_choice)(num_experts, k)
+    positive = {"width": width, "expert_hidden": expert_hidden, "tokens": tokens, "shards": shards}
+    positive |= {"replicas": replicas, "number_bytes": number_bytes, "parameter_bytes": parameter_bytes}
+    for name, value in positive.items():
+        checks.integer(name, value)
+    for name, value in {"dense_parameters": dense_parameters, "table_parameters": table_parameters}.items():
+        checks.integer(name, value, least=0)
+    checks.at_least_zero("slots", slots)
+    groups, per_group = num_experts if two_levels else (0, num_experts)
+    n, total_k, devices = (groups or 1) * per_group, math.prod(k) if two_levels else k, shards * replicas
     if n % shards or tokens % devices:
         raise ValueError(
             f"Experts must divide evenly over the shards and tokens over all devices. Received: num_experts={n}, "

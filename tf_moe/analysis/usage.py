@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_moe import checks
 from tf_moe.layers import SparseMoE
 from tf_moe.losses import cv_squared
 
@@ -49,10 +50,12 @@ def measure_usage(model: keras.Model, batches: Iterable) -> dict[str, Usage]:
         A `Usage` for each layer's name, summed over all batches.
 
     Raises:
-        ValueError: If the model has no SparseMoE layer.
+        ValueError: If the model has no SparseMoE layer, or is not built.
+        TypeError: If it is no model.
 
     Reference: the columns CV(Importance), CV(Load) and max/mean Load of table 6 of Shazeer et al. (2017).
     """
+    checks.built_model(model)
     layers = [layer for layer in model.layers if isinstance(layer, SparseMoE)]
     if not layers:
         raise ValueError(f"The model has no SparseMoE layer. Received: {model.name!r} with layers {model.layers}.")

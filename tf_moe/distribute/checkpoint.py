@@ -4,6 +4,7 @@ They are TensorFlow's checkpoints of partitioned variables: `tf.train.load_check
 variable can be read whatever slices it was written in. So what N devices saved, M devices restore, or one.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ import keras
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
+from tf_moe import checks
 from tf_moe.distribute.connection import barrier
 from tf_moe.distribute.variables import local_slices
 
@@ -26,10 +28,15 @@ def save_sharded(path: str | os.PathLike, model: keras.Model, others: Sequence[k
         model: A built model, on a mesh or on one device.
         others: Further variables to save.
 
+    Raises:
+        ValueError: If the model is not built.
+        TypeError: If it is no model.
+
     Example:
 
     >>> save_sharded("checkpoints/step-1000", model)
     """
+    checks.built_model(model)
     path, names, specs, values = os.fspath(path), [], [], []
     for name, variable in named_variables(model, others):
         for spec, value in _pieces(variable):
@@ -61,13 +68,20 @@ def restore_sharded(path: str | os.PathLike, model: keras.Model, others: Sequenc
         others: As they were saved.
 
     Raises:
-        ValueError: If the checkpoint is of another model: a variable is missing or has another shape.
+        ValueError: If the checkpoint is damaged, or of another model (a variable is missing or has another shape), or
+            the model is not built.
+        FileNotFoundError: If there is no checkpoint of this name.
+        TypeError: If it is no model.
     """
+    checks.built_model(model)
     path = os.fspath(path)
+    if not tf.io.gfile.exists(f"{path}.index"):
+        raise FileNotFoundError(f"No checkpoint {path!r}: {path}.index is not there. Pass the path it was saved under.")
     if getattr(model, "optimizer", None) is not None and not model.optimizer.built:
         with model.distribute_strategy.scope():
             model.optimizer.build(model.trainable_variables)
-    saved = tf.train.load_checkpoint(path).get_variable_to_shape_map()
+    with _reading(path):
+        saved = tf.train.load_checkpoint(path).get_variable_to_shape_map()
     for name, variable in named_variables(model, others):
         if saved.get(name) != list(variable.shape):
             raise ValueError(
@@ -108,8 +122,19 @@ def _restore(path, name, variable):
 
 
 def _read(path, name, spec, dtype):
-    with tf.device("CPU:0"):
+    with _reading(path), tf.device("CPU:0"):
         return tf.raw_ops.RestoreV2(prefix=path, tensor_names=[name], shape_and_slices=[spec], dtypes=[dtype])[0]
+
+
+@contextlib.contextmanager
+def _reading(path):
+    """Makes TensorFlow's errors one that names the checkpoint, which not all of them do."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise ValueError(
+            f"The checkpoint {path!r} is damaged, or a part of it is gone. Received: {error.message}. Restore another."
+        ) from error
 
 
 def _spec(shape, part) -> str:

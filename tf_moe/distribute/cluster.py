@@ -6,6 +6,8 @@ import os
 
 import tensorflow as tf
 
+from tf_moe import checks
+
 # `tf_moe.distribute.launch` sets it.
 DEVICES_VARIABLE = "TF_MOE_DEVICES_PER_PROCESS"
 
@@ -32,7 +34,7 @@ class Cluster:
                 raise ValueError(f"Every process needs an address 'host:port'. Received: {address!r}")
         if len(set(self.addresses)) < len(self.addresses):
             raise ValueError(f"Every process needs an address of its own. Received: {self.addresses}")
-        if not 0 <= self.process_index < len(self.addresses):
+        if not 0 <= checks.integer("process_index", self.process_index, least=0) < len(self.addresses):
             raise ValueError(
                 "A process's number must be that of one of the addresses, counted from 0. "
                 f"Received: process {self.process_index} of {self.addresses}"
@@ -57,6 +59,7 @@ def find_cluster(resolver: tf.distribute.cluster_resolver.ClusterResolver | None
     Raises:
         ValueError: If the cluster is not made of workers, and maybe one chief, with an address each, or does not say
             which of them this process is.
+        TypeError: If the resolver is none.
 
     Example:
         >>> os.environ["TF_CONFIG"] = (
@@ -70,6 +73,9 @@ def find_cluster(resolver: tf.distribute.cluster_resolver.ClusterResolver | None
             return None
         _check_tf_config(os.environ["TF_CONFIG"])
         resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    checks.instance(
+        "cluster_resolver", resolver, tf.distribute.cluster_resolver.ClusterResolver, "Leave it out to use TF_CONFIG."
+    )
     spec = resolver.cluster_spec()
     if spec is None or not spec.jobs:
         return None

@@ -6,6 +6,7 @@ python -m tf_moe.distribute.launch --processes 2 --devices-per-process 2 SCRIPT 
 import argparse
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -78,9 +79,16 @@ def process_environment(index: int, addresses: Sequence[str], devices_per_proces
     Returns:
         A complete environment.
 
+    Raises:
+        ValueError: If no address has this number.
+
     Example:
         >>> subprocess.Popen([sys.executable, "train.py"], env=process_environment(0, addresses))
     """
+    if not 0 <= index < len(addresses):
+        raise ValueError(
+            f"index must be that of one of the addresses, counted from 0. Received: index={index!r}, {addresses!r}."
+        )
     task = {"type": "worker", "index": index}
     environment = {
         **os.environ,
@@ -212,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--grace",
-        type=float,
+        type=_seconds,
         default=10.0,
         help="seconds that processes have to end by themselves after a signal, and after SIGTERM until SIGKILL "
         "(default: 10)",
@@ -227,6 +235,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a positive integer. Received: {text!r}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, 0 or more. Received: {text!r}")
+    return seconds
 
 
 if __name__ == "__main__":

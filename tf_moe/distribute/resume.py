@@ -12,6 +12,7 @@ from tensorflow.experimental import dtensor
 
 from tf_moe.distribute.checkpoint import restore_sharded, save_sharded
 from tf_moe.distribute.connection import barrier
+from tf_moe.distribute.strategy import ExpertParallelStrategy
 
 _STATE = "state.json"
 
@@ -32,7 +33,9 @@ class Resume(keras.callbacks.Callback):
         delete_checkpoint: Whether a finished training leaves nothing behind. Default True.
 
     Raises:
-        ValueError: If `save_freq` is neither, or the checkpoint found is of another model.
+        ValueError: If `save_freq` is neither, the checkpoint found is of another model or damaged, or the model is not
+            of the scope of an `ExpertParallelStrategy`.
+        FileNotFoundError: If the checkpoint that was the last is gone.
 
     Example:
 
@@ -42,7 +45,9 @@ class Resume(keras.callbacks.Callback):
     def __init__(self, directory: str | os.PathLike, save_freq: str | int = "epoch", delete_checkpoint: bool = True):
         super().__init__()
         if save_freq != "epoch" and (isinstance(save_freq, bool) or not isinstance(save_freq, int) or save_freq < 1):
-            raise ValueError(f'save_freq must be "epoch" or a positive number of batches. Received: {save_freq!r}.')
+            raise ValueError(
+                f'save_freq must be "epoch" or a positive number of batches. Received: save_freq={save_freq!r}.'
+            )
         self.directory = pathlib.Path(directory)
         self.save_freq = save_freq
         self.delete_checkpoint = delete_checkpoint
@@ -50,8 +55,14 @@ class Resume(keras.callbacks.Callback):
         self._quiet = contextlib.ExitStack()
 
     def on_train_begin(self, logs=None):
+        strategy = self.model.distribute_strategy
+        if not isinstance(strategy, ExpertParallelStrategy):  # no other can skip the batches that were seen
+            raise ValueError(
+                "Resume needs a model made in the scope of an ExpertParallelStrategy. Received: "
+                f"{self.model.name!r}, of {type(strategy).__name__}. Use keras.callbacks.BackupAndRestore for others."
+            )
         state = self.directory / _STATE
-        self._found = json.loads(state.read_text()) if state.exists() else None
+        self._found = _read_state(state) if state.exists() else None
         barrier()  # every process has read it before any writes the next
         if self._found is not None:
             self.model._initial_epoch = self._found["epoch"]  # as keras.callbacks.BackupAndRestore does
@@ -101,3 +112,15 @@ class Resume(keras.callbacks.Callback):
         for file in self.directory.glob("epoch-*"):
             if file.is_file() and not file.name.startswith(f"{name}."):
                 file.unlink()
+
+
+def _read_state(file: pathlib.Path) -> dict:
+    """Which checkpoint is the last, and of when."""
+    text = file.read_text(errors="replace")
+    try:
+        state = json.loads(text)
+        return {name: state[name] for name in ("checkpoint", "epoch", "batch")}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{str(file)!r} is damaged, or not of Resume. Received: {text[:80]!r}. Delete the directory to begin anew."
+        ) from error

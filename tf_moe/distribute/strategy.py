@@ -3,7 +3,7 @@
 import math
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import tensorflow as tf
@@ -43,7 +43,8 @@ class ExpertParallelStrategy(tf.distribute.Strategy):
             `tf_moe.distribute.launch` for a cluster on one machine.
 
     Raises:
-        ValueError: If `mesh_shape` does not fit the devices.
+        ValueError: If `devices` are not names of different devices of this process, or `mesh_shape` does not fit them.
+        TypeError: If `cluster_resolver` is none.
         RuntimeError: If TensorFlow has been used before a cluster could be joined, or other processes do not start.
 
     Example:
@@ -67,10 +68,15 @@ class ExpertParallelStrategy(tf.distribute.Strategy):
     ):
         # DTensor's pass that combines all-reduces breaks on training steps ("operand does not dominate this use").
         os.environ.setdefault("DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION", "0")
+        if devices is not None and (isinstance(devices, str) or not isinstance(devices, Sequence)):
+            raise ValueError(
+                f'devices must be a list of names such as ["CPU:0", "CPU:1"]. Received: devices={devices!r}.'
+            )
         cluster = find_cluster(cluster_resolver)
         device_type = _device_type(devices)
         join(cluster, device_type, devices_per_process() if device_type == "CPU" else None)
         devices = list(devices) if devices else _local_devices(device_type)
+        _check_devices(devices, device_type)
         total = len(devices) * (cluster.num_processes if cluster else 1)
         dims = _mesh_dims(mesh_shape, total)
         if cluster is None:
@@ -100,12 +106,28 @@ class ExpertParallelStrategy(tf.distribute.Strategy):
 def _device_type(devices) -> str:
     """The type of the devices, found without initialising any."""
     if devices:
-        return tf.DeviceSpec.from_string(_full_name(devices[0])).device_type
+        return _spec(devices[0]).device_type
     return "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
 
 
-def _full_name(device: str) -> str:
-    return device if device.startswith("/") else f"/device:{device}"
+def _spec(device: str) -> tf.DeviceSpec:
+    name = str(device)
+    try:
+        return tf.DeviceSpec.from_string(name if name.startswith("/") else f"/device:{name}")
+    except ValueError as error:
+        raise ValueError(f'A device has a name such as "CPU:0" or "GPU:1". Received: {device!r}.') from error
+
+
+def _check_devices(devices, device_type) -> None:
+    """Raise ValueError unless they are different devices that there are; DTensor fails on others when it uses them."""
+    there = [int(name.rsplit(":", 1)[-1]) for name in _local_devices(device_type)]
+    asked = [_spec(name) for name in devices]
+    numbers = [device.device_index for device in asked]
+    if {device.device_type for device in asked} != {device_type} or not len(numbers) == len({*numbers} & {*there}):
+        raise ValueError(
+            f"devices must be different ones of this process: {_local_devices(device_type)}. Received: "
+            f"devices={devices!r}. tf.config.set_logical_device_configuration makes more."
+        )
 
 
 def _local_devices(device_type: str) -> list[str]:
@@ -121,8 +143,9 @@ def _is_local(name: str) -> bool:
 def _mesh_dims(mesh_shape, total) -> list[tuple[str, int]]:
     if mesh_shape is None:
         return [(EXPERT, total)]
-    sizes = {REPLICA: 1, EXPERT: 1, **mesh_shape}
-    fits = all(isinstance(n, int) and n > 0 for n in sizes.values()) and math.prod(sizes.values()) == total
+    sizes = {REPLICA: 1, EXPERT: 1, **(mesh_shape if isinstance(mesh_shape, Mapping) else {})}
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes.values())
+    fits = isinstance(mesh_shape, Mapping) and whole and math.prod(sizes.values()) == total
     if set(sizes) != {REPLICA, EXPERT} or not fits:
         raise ValueError(
             f'mesh_shape must be {{"replica": r, "expert": e}} with r * e = {total}, the number of devices. '

@@ -2,7 +2,7 @@
 
 import keras
 
-from tf_moe.gates.gate import Gate
+from tf_moe.gates.gate import Gate, plain
 from tf_moe.gates.hierarchical import Hierarchical
 from tf_moe.gates.noisy_top_k import NoisyTopK
 from tf_moe.gates.routing import Routing
@@ -30,29 +30,29 @@ def get(identifier, num_experts, k, seed: int | None = None, **options) -> Gate:
         A gate for `num_experts` and `k`.
 
     Raises:
-        ValueError: If the name is unknown, or a gate passed in was made for other numbers.
+        ValueError: If the name is unknown, or a gate passed in was made for other numbers, or options are given to it.
     """
     if isinstance(identifier, dict):
         identifier = keras.saving.deserialize_keras_object(identifier)
     if isinstance(identifier, Gate):
-        if (_plain(identifier.num_experts), _plain(identifier.k)) != (_plain(num_experts), _plain(k)):
+        if (identifier.num_experts, identifier.k) != (plain(num_experts), plain(k)):
             raise ValueError(
                 "The gate must be made for the layer's num_experts and k. Received: a gate for "
                 f"num_experts={identifier.num_experts}, k={identifier.k}, "
                 f"in a layer with num_experts={num_experts}, k={k}."
             )
+        if options:
+            raise ValueError(
+                "Only a gate made from a name can have options. "
+                f"Received: {options}, and the gate {identifier!r}. Give them to the gate itself."
+            )
         return identifier
     two_levels = isinstance(num_experts, (tuple, list)) or isinstance(k, (tuple, list))
     if identifier == "noisy_top_k" and two_levels:
         identifier = "hierarchical"
-    if identifier not in GATES:
+    if not isinstance(identifier, str) or identifier not in GATES:
         raise ValueError(f"gate must be one of {sorted(GATES)} or a tf_moe.gates.Gate. Received: gate={identifier!r}.")
     return GATES[identifier](num_experts, k, seed=seed, **options)
-
-
-def _plain(value):
-    """Numbers or pairs in one form, as they come from users (tuples) or from JSON (lists)."""
-    return tuple(value) if isinstance(value, (tuple, list)) else value
 
 
 __all__ = ["GATES", "Gate", "Hierarchical", "NoisyTopK", "Routing", "StrictlyBalanced", "get"]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from tf_moe import checks
 from tf_moe.gates.routing import Routing
 from tf_moe.mesh.noise import normal
 from tf_moe.mesh.shards import computed_where, current_shards
@@ -24,7 +25,8 @@ class Gate(keras.layers.Layer):
         **kwargs: `name` and other arguments of `keras.layers.Layer`, but not `dtype`.
 
     Raises:
-        ValueError: If `num_experts` or `k` is out of range.
+        ValueError: If `num_experts` or `k` is out of range, `seed` no integer, or when called: inputs that are not
+            floating point `(T, D)`, or a mask of another shape than `(T,)`.
 
     Call arguments:
         inputs: `(T, D)`.
@@ -36,10 +38,11 @@ class Gate(keras.layers.Layer):
         kwargs.setdefault("name", "gate")
         kwargs.pop("dtype", None)
         super().__init__(dtype="float32", **kwargs)
-        self.num_experts = num_experts
-        self.k = k
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.num_experts = plain(num_experts)
+        self.k = plain(k)
+        self.seed = checks.seed(seed)
+        self.seed_generator = keras.random.SeedGenerator(self.seed)
+        self.input_spec = keras.layers.InputSpec(ndim=2)
         self.supports_masking = True
 
     def build(self, input_shape):
@@ -49,6 +52,10 @@ class Gate(keras.layers.Layer):
         raise NotImplementedError(f"{type(self).__name__} must implement call(inputs, mask, training).")
 
     def __call__(self, inputs, *args, **kwargs):
+        inputs = keras.ops.convert_to_tensor(inputs)
+        checks.floating("A gate", inputs)
+        if kwargs.get("mask") is not None:
+            kwargs["mask"] = checks.mask(kwargs["mask"], inputs)
         if not self.built:
             self.build(inputs.shape)
         with computed_where(self.weights[0] if self.weights else None):
@@ -71,16 +78,34 @@ class Gate(keras.layers.Layer):
         return {**config, "num_experts": self.num_experts, "k": self.k, "seed": self.seed}
 
 
-def check_choice(num_experts: int, k: int, of: str = "num_experts") -> None:
-    """Raise ValueError unless k experts can be chosen out of num_experts."""
-    for name, value in ((of, num_experts), ("k", k)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer. Received: {name}={value!r}.")
+def plain(value):
+    """Numbers or pairs in one form, as they come from users (tuples) or from JSON (lists)."""
+    return tuple(value) if isinstance(value, (tuple, list)) else value
+
+
+def check_choice(num_experts: int, k: int, of: str = "num_experts") -> tuple[int, int]:
+    """Both numbers; raises ValueError unless k experts can be chosen out of num_experts."""
+    num_experts, k = checks.integer(of, num_experts), checks.integer("k", k)
     if k > num_experts:
         raise ValueError(
             f"k cannot exceed the number of experts to choose from. Received: k={k}, {of}={num_experts}. "
             f"Pass k<={num_experts}, or more experts."
         )
+    return num_experts, k
+
+
+def check_levels(num_experts: tuple[int, int], k: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Both pairs; raises ValueError unless they are pairs, and of each level so many can be chosen."""
+    for name, value in (("num_experts", num_experts), ("k", k)):
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise ValueError(
+                f"{name} must be a pair for two levels, such as num_experts=(16, 256), k=(2, 2). "
+                f"Received: {name}={value!r}."
+            )
+    (groups, groups_chosen), (experts, chosen) = (
+        check_choice(num_experts[level], k[level], f"num_experts[{level}]") for level in (0, 1)
+    )
+    return (groups, experts), (groups_chosen, chosen)
 
 
 def mask_rows(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:

@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from tf_moe.gates.choice import choose, choose_noisy
-from tf_moe.gates.gate import Gate, Initializer, check_choice, mask_rows
+from tf_moe.gates.gate import Gate, Initializer, check_levels, mask_rows
 from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
 from tf_moe.initializers import PerExpert
 from tf_moe.ops.by_group import matmul_by_group
@@ -51,15 +51,13 @@ class Hierarchical(Gate):
         seed: int | None = None,
         **kwargs,
     ):
-        num_experts, k = _pair(num_experts, "num_experts"), _pair(k, "k")
-        check_choice(num_experts[0], k[0], "num_experts[0]")
-        check_choice(num_experts[1], k[1], "num_experts[1]")
-        super().__init__(num_experts, k, seed=seed, **kwargs)
+        super().__init__(*check_levels(num_experts, k), seed=seed, **kwargs)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.noise_kernel_initializer = keras.initializers.get(noise_kernel_initializer)
 
     def build(self, input_shape):
         width, (groups, experts) = input_shape[-1], self.num_experts
+        self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: width})
         for name, initializer in (
             ("kernel", self.kernel_initializer),
             ("noise_kernel", self.noise_kernel_initializer),
@@ -129,12 +127,3 @@ class Hierarchical(Gate):
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "noise_kernel_initializer": keras.initializers.serialize(self.noise_kernel_initializer),
         }
-
-
-def _pair(value, name: str) -> tuple[int, int]:
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise ValueError(
-            f"{name} must be a pair for two levels, such as num_experts=(16, 256), k=(2, 2). "
-            f"Received: {name}={value!r}."
-        )
-    return tuple(value)

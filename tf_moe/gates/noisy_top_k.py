@@ -51,13 +51,13 @@ class NoisyTopK(Gate):
         seed: int | None = None,
         **kwargs,
     ):
-        check_choice(num_experts, k)
-        super().__init__(num_experts, k, seed=seed, **kwargs)
+        super().__init__(*check_choice(num_experts, k), seed=seed, **kwargs)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.noise_kernel_initializer = keras.initializers.get(noise_kernel_initializer)
 
     def build(self, input_shape):
         shape = (input_shape[-1], self.num_experts)
+        self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: input_shape[-1]})
         self.kernel = self.add_weight(shape=shape, initializer=self.kernel_initializer, name="kernel")
         self.noise_kernel = self.add_weight(shape=shape, initializer=self.noise_kernel_initializer, name="noise_kernel")
 

@@ -56,11 +56,11 @@ class StrictlyBalanced(Gate):
         seed: int | None = None,
         **kwargs,
     ):
-        check_choice(num_experts, k)
-        super().__init__(num_experts, k, seed=seed, **kwargs)
+        super().__init__(*check_choice(num_experts, k), seed=seed, **kwargs)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
     def build(self, input_shape):
+        self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: input_shape[-1]})
         self.kernel = self.add_weight(
             shape=(input_shape[-1], self.num_experts), initializer=self.kernel_initializer, name="kernel"
         )

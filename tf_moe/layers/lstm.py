@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tf_moe import checks
 from tf_moe.layers.lstm_cell import LSTMCell
 from tf_moe.recurrence.buffers import buffers_for
 from tf_moe.recurrence.gates import gates_for
@@ -52,8 +53,9 @@ class LSTM(keras.layers.LSTM):
         With return_state=True a tuple of it, h [B, P] and c [B, units].
 
     Raises:
-        ValueError: If `projection` is neither None nor a positive integer, or is given with use_cudnn=True, or
-            `use_cudnn` is none of its three values.
+        ValueError: If `units` is no positive integer, `projection` neither None nor one, or is given with
+            use_cudnn=True, `use_cudnn` is none of its three values, or a dropout not in 0 to 1; when called: a width
+            other than before, or a mask or an initial state that does not fit.
 
     Example:
         >>> LSTM(2048, projection=512, return_sequences=True)(tf.zeros([2, 20, 512])).shape
@@ -73,7 +75,7 @@ class LSTM(keras.layers.LSTM):
         use_cudnn: bool | str = "auto",
         **kwargs,
     ):
-        if use_cudnn not in ("auto", True, False):
+        if use_cudnn != "auto" and not isinstance(use_cudnn, bool):
             raise ValueError(f"Received: use_cudnn={use_cudnn!r}. Pass 'auto', True or False.")
         if use_cudnn is True and projection is not None:
             raise ValueError(
@@ -98,6 +100,10 @@ class LSTM(keras.layers.LSTM):
         # cuDNN's operations are not XLA's.
         self.supports_jit = not self._uses_cudnn()
 
+    def build(self, sequences_shape, initial_state_shape=None):
+        super().build(sequences_shape, initial_state_shape)
+        self.input_spec = keras.layers.InputSpec(ndim=3, axes={-1: sequences_shape[-1]})
+
     def call(self, sequences, initial_state=None, mask=None, training=False):
         if sequences.shape[1] != 0:
             return super().call(sequences, initial_state=initial_state, mask=mask, training=training)
@@ -112,7 +118,8 @@ class LSTM(keras.layers.LSTM):
     def inner_loop(self, sequences, initial_state, mask, training=False):
         if self.use_cudnn is True or self._uses_cudnn():
             return super().inner_loop(sequences, initial_state, mask, training=training)
-        cell, mask = self.cell, _time_major(mask)
+        cell, mask = self.cell, _time_major(mask, sequences)
+        _check_state(initial_state, sequences, cell.state_size)
         buffers = buffers_for(cell.recurrent_kernel._value)  # `value` may be a copy in another dtype
         sequences = tf.transpose(tf.cast(sequences, self.compute_dtype), [1, 0, 2])
         if self.go_backwards:
@@ -198,11 +205,23 @@ def _drops(rate, training):
     return bool(training) and 0.0 < rate < 1.0
 
 
-def _time_major(mask):
+def _check_state(state, sequences, sizes):
+    """Raise ValueError unless the state is two tensors, of the batch and these sizes, as far as shapes are known."""
+    received = [None if x is None else tuple(x.shape) for x in state]
+    expected = [tf.TensorShape([sequences.shape[0], size]) for size in sizes]
+    if len(received) != 2 or None in received or not all(map(tf.TensorShape.is_compatible_with, expected, received)):
+        raise ValueError(
+            f"initial_state must be [h, c], of shapes ({sequences.shape[0]}, {sizes[0]}) and "
+            f"({sequences.shape[0]}, {sizes[1]}). Received: initial_state of shapes {received}."
+        )
+
+
+def _time_major(mask, sequences):
     """A mask [B, T] or [B, T, 1] of any dtype, or a list whose first is one, as booleans [T, B]; or None."""
     if isinstance(mask, (list, tuple)):
         mask = mask[0]
     if mask is None:
         return None
-    mask = tf.cast(mask, tf.bool)
-    return tf.transpose(mask if len(mask.shape) == 2 else tf.squeeze(mask, -1))
+    if len(mask.shape) == 3:
+        mask = tf.squeeze(mask, -1)
+    return tf.transpose(checks.mask(mask, sequences))

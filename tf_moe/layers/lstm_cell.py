@@ -2,6 +2,8 @@
 
 import keras
 
+from tf_moe import checks
+
 
 @keras.saving.register_keras_serializable(package="tf_moe")
 class LSTMCell(keras.layers.LSTMCell):
@@ -16,7 +18,7 @@ class LSTMCell(keras.layers.LSTMCell):
         **kwargs: Arguments of keras.layers.LSTMCell.
 
     Raises:
-        ValueError: If `projection` is neither None nor a positive integer.
+        ValueError: If `units` is no positive integer, `projection` neither None nor one, or a dropout not in 0 to 1.
 
     Example:
         >>> cell = LSTMCell(2048, projection=512)
@@ -36,9 +38,12 @@ class LSTMCell(keras.layers.LSTMCell):
         projection_constraint=None,
         **kwargs,
     ):
+        units = checks.integer("units", units)
+        for name in ("dropout", "recurrent_dropout"):  # which Keras cuts to what can be
+            checks.number(name, kwargs.get(name, 0.0), "a number from 0 to 1", lambda x: 0 <= x <= 1)
         super().__init__(units, **kwargs)
-        if projection is not None and (not isinstance(projection, int) or projection <= 0):
-            raise ValueError(f"Received: projection={projection!r}. Pass a positive integer or None.")
+        if projection is not None:
+            projection = checks.integer("projection", projection, hint=", or None")
         self.projection = projection
         # An initializer draws its seed when it is made. Without a projection none is made, so that with the same
         # global seed the layers that follow get the weights they get after Keras's LSTM.

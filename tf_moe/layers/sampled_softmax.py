@@ -5,6 +5,7 @@ import math
 import keras
 import tensorflow as tf
 
+from tf_moe import checks
 from tf_moe.mesh.noise import uniform
 from tf_moe.mesh.shards import computed_where, current_shards
 
@@ -33,7 +34,8 @@ class SampledSoftmax(keras.layers.Layer):
         **kwargs: Arguments of `keras.layers.Layer`. Logits are float32 by default, under any dtype policy.
 
     Raises:
-        ValueError: If a size is not positive, or sampling unknown.
+        ValueError: If a size is not positive, sampling unknown, `seed` no integer, or inputs not floating point or of
+            another width than before.
 
     Call arguments:
         inputs: `(..., D)`.
@@ -61,26 +63,26 @@ class SampledSoftmax(keras.layers.Layer):
     ):
         kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
-        for name, value in (("vocabulary_size", vocabulary_size), ("num_sampled", num_sampled)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer. Received: {name}={value!r}.")
         if sampling not in ("log_uniform", "uniform"):
             raise ValueError(f'sampling must be "log_uniform" or "uniform". Received: sampling={sampling!r}.')
-        self.vocabulary_size = vocabulary_size
-        self.num_sampled = num_sampled
+        self.vocabulary_size = checks.integer("vocabulary_size", vocabulary_size)
+        self.num_sampled = checks.integer("num_sampled", num_sampled)
         self.sampling = sampling
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed = checks.seed(seed)
+        self.seed_generator = keras.random.SeedGenerator(self.seed)
+        self.input_spec = keras.layers.InputSpec(min_ndim=1)
         self.supports_masking = True
 
     def build(self, input_shape):
         shape = (self.vocabulary_size, input_shape[-1])
+        self.input_spec = keras.layers.InputSpec(min_ndim=1, axes={-1: input_shape[-1]})
         self.kernel = self.add_weight(shape=shape, initializer=self.kernel_initializer, name="kernel")
         self.bias = self.add_weight(shape=shape[:1], initializer=self.bias_initializer, name="bias")
 
     def call(self, inputs, training=False):
+        checks.floating("SampledSoftmax", inputs)
         if training:
             outputs = tf.identity(inputs)
             setattr(outputs, _LAYER, self)  # as Keras leaves a mask on a tensor, for the loss to find
@@ -122,6 +124,7 @@ class SampledSoftmax(keras.layers.Layer):
         return tf.math.log(tf.math.log1p(1 / (rank + 1)) * (self.num_sampled / math.log(self.vocabulary_size + 1)))
 
     def compute_output_spec(self, inputs, training=False):
+        checks.floating("SampledSoftmax", inputs)
         width = inputs.shape[-1] if training else self.vocabulary_size
         return keras.KerasTensor((*inputs.shape[:-1], width), dtype=self.compute_dtype)
 
@@ -159,6 +162,9 @@ class SampledSoftmaxLoss(keras.losses.Loss):
     Call arguments:
         y_true: Integers `(...)`, or `(..., 1)`.
         y_pred: What the layer returned, as it is: `(..., D)` in training, otherwise logits `(..., V)`.
+
+    Raises:
+        ValueError: If targets have another shape.
     """
 
     def __init__(self, name: str = "sampled_softmax_loss", **kwargs):
@@ -175,6 +181,11 @@ class SampledSoftmaxLoss(keras.losses.Loss):
         if y_true.shape.rank == y_pred.shape.rank and y_true.shape[-1] == 1:
             y_true = tf.squeeze(y_true, -1)
         y_true = tf.cast(y_true, tf.int32)
+        if not y_true.shape.is_compatible_with(y_pred.shape[:-1]):
+            raise ValueError(
+                "Targets must be integers of the predictions' shape without its last dimension. "
+                f"Received: targets {y_true.shape}, predictions {y_pred.shape}. Pass words' numbers, not one-hot rows."
+            )
         if self._layer is not None:
             return self._layer.sampled_loss(y_true, y_pred)
         return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)

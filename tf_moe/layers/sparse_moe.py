@@ -6,7 +6,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from tf_moe import gates
+from tf_moe import checks, gates
 from tf_moe.dispatch import (
     DROP_BY,
     Plan,
@@ -115,33 +115,31 @@ class SparseMoE(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.num_experts = tuple(num_experts) if isinstance(num_experts, list) else num_experts
-        self.k = tuple(k) if isinstance(k, list) else k
+        self.seed = checks.seed(seed)
         self._gate_name = gate if isinstance(gate, str) else None
-        self.gate = gates.get(gate, self.num_experts, self.k, seed)
+        self.gate = gates.get(gate, num_experts, k, self.seed)
+        self.num_experts, self.k = self.gate.num_experts, self.gate.k
         self.expert_hidden = expert_hidden
-        self.importance_weight = _at_least_zero("importance_weight", importance_weight)
-        self.load_weight = _at_least_zero("load_weight", load_weight)
+        self.importance_weight = checks.at_least_zero("importance_weight", importance_weight)
+        self.load_weight = checks.at_least_zero("load_weight", load_weight)
         self.capacity_factor = capacity_factor
-        if capacity_factor is not None and not _is_number(capacity_factor, above=0):
-            raise ValueError(
-                "capacity_factor must be a positive number, or None to drop nothing. "
-                f"Received: capacity_factor={capacity_factor!r}."
-            )
+        if capacity_factor is not None:
+            kind = "a positive number, or None to drop nothing"
+            self.capacity_factor = checks.number("capacity_factor", capacity_factor, kind, lambda x: x > 0)
         if drop_by not in DROP_BY:
             raise ValueError(f"drop_by must be one of {DROP_BY}. Received: drop_by={drop_by!r}.")
         self.drop_by = drop_by
         self.activation = keras.activations.get(activation)
         self.output_activation = keras.activations.get(output_activation)
-        self.use_bias = use_bias
+        self.use_bias = checks.boolean("use_bias", use_bias)
         self.expert = expert
-        self.recompute = recompute
+        self.recompute = checks.boolean("recompute", recompute)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
-        self.seed = seed
         self.experts = self._make_experts()
         self.balance_metrics = balance_metrics(self.name)
+        self.input_spec = keras.layers.InputSpec(min_ndim=2)  # one tensor, and not a list of them
         self.supports_masking = True
         self.supports_jit = expert is None or capacity_factor is not None
 
@@ -166,15 +164,11 @@ class SparseMoE(keras.layers.Layer):
                     f"{self.total_experts} layers, one for each expert. Received: expert={layers!r}."
                 )
             return LayerBank(layers, self.recompute, dtype=self.dtype_policy)
-        hidden = self.expert_hidden
-        if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
-            raise ValueError(
-                "expert_hidden must be a positive integer, the width of the experts' hidden layer. "
-                f"Received: expert_hidden={hidden!r}."
-            )
+        hint = ", the width of the experts' hidden layer"
+        self.expert_hidden = checks.integer("expert_hidden", self.expert_hidden, hint=hint)
         return FeedForward(
             self.total_experts,
-            hidden,
+            self.expert_hidden,
             activation=self.activation,
             use_bias=self.use_bias,
             recompute=self.recompute,
@@ -185,9 +179,9 @@ class SparseMoE(keras.layers.Layer):
         )
 
     def build(self, input_shape):
-        if len(input_shape) < 2 or input_shape[-1] is None:
+        if len(input_shape) < 2 or not input_shape[-1]:
             raise ValueError(
-                f"{type(self).__name__} needs inputs (..., D) of rank 2 or more with a static width D. "
+                f"{type(self).__name__} needs inputs (..., D) of rank 2 or more with a static width D, 1 or more. "
                 f"Received: input shape {tuple(input_shape)}."
             )
         width = input_shape[-1]
@@ -244,14 +238,9 @@ class SparseMoE(keras.layers.Layer):
 
     def _flatten(self, inputs, mask):
         """Inputs (..., D) -> tokens (T, D) and mask (T,)."""
-        _check_dtype(inputs)
+        checks.floating("SparseMoE", inputs)
         if mask is not None:
-            mask = tf.cast(mask, tf.bool)
-            if not inputs.shape[:-1].is_compatible_with(mask.shape):
-                raise ValueError(
-                    "mask must have the shape of the inputs without the last dimension. "
-                    f"Received: mask {mask.shape}, inputs {inputs.shape}."
-                )
+            mask = checks.mask(mask, inputs)
             mask = tf.reshape(mask, [math.prod(mask.shape) if mask.shape.is_fully_defined() else -1])
         tokens = math.prod(inputs.shape[:-1]) if inputs.shape.is_fully_defined() else -1
         return tf.reshape(inputs, [tokens, inputs.shape[-1]]), mask
@@ -290,7 +279,7 @@ class SparseMoE(keras.layers.Layer):
         return input_shape
 
     def compute_output_spec(self, inputs, mask=None, training=False):
-        _check_dtype(inputs)
+        checks.floating("SparseMoE", inputs)
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
     def get_config(self):
@@ -319,24 +308,6 @@ class SparseMoE(keras.layers.Layer):
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        if config.get("expert"):
+        if isinstance(config.get("expert"), (list, tuple)):
             config["expert"] = [keras.saving.deserialize_keras_object(e) for e in config["expert"]]
         return cls(**config)
-
-
-def _check_dtype(inputs) -> None:
-    if not tf.as_dtype(inputs.dtype).is_floating:
-        raise ValueError(
-            "SparseMoE needs floating point inputs. "
-            f"Received: inputs of dtype {tf.as_dtype(inputs.dtype).name}. Embed or cast them first."
-        )
-
-
-def _is_number(value, above: float) -> bool:
-    return not isinstance(value, bool) and isinstance(value, (int, float)) and above < value < math.inf
-
-
-def _at_least_zero(name: str, value: float) -> float:
-    if not (_is_number(value, above=0) or value == 0):
-        raise ValueError(f"{name} must be a number, 0 or more. Received: {name}={value!r}.")
-    return float(value)

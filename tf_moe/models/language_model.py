@@ -2,6 +2,7 @@
 
 import keras
 
+from tf_moe import checks
 from tf_moe.layers import LSTM, SparseMoE
 
 
@@ -28,12 +29,21 @@ def language_model(
     Returns:
         A functional model from ids `(batch, time)`, any batch and time, to logits `(batch, time, V)`.
 
+    Raises:
+        ValueError: If a size is no positive integer, `dropout` not in 0 to 1, or a layer of `middle` does not keep the
+            width.
+        TypeError: If `middle` is no list of layers.
+
     Example:
 
     >>> model = language_model(10_000, [SparseMoE(256, expert_hidden=1024, k=4, output_activation="sigmoid")])
 
     Reference: appendix C.1 of Shazeer et al. (2017).
     """
+    vocabulary_size, width = checks.integer("vocabulary_size", vocabulary_size), checks.integer("width", width)
+    checks.number("dropout", dropout, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+    if not isinstance(middle, (list, tuple)) or not all(isinstance(layer, keras.layers.Layer) for layer in middle):
+        raise TypeError(f"middle must be a list of layers, also where it is one. Received: middle={middle!r}.")
     ids = keras.Input((None,), dtype="int32", name="ids")
     x = keras.layers.Embedding(vocabulary_size, width, mask_zero=True, name="embedding")(ids)
     x = keras.layers.Dropout(dropout)(x)
@@ -58,10 +68,14 @@ def dense_twin(moe: SparseMoE, width: int, name: str = "dense") -> keras.Sequent
         name: Name of the twin.
 
     Raises:
-        ValueError: If the experts of `moe` are Keras layers, whose arithmetic is unknown.
+        ValueError: If the experts of `moe` are Keras layers, whose arithmetic is unknown, or `width` is no positive
+            integer.
+        TypeError: If `moe` is no SparseMoE.
 
     Reference: appendix C.1 of Shazeer et al. (2017).
     """
+    checks.instance("moe", moe, SparseMoE, "Pass the layer that the twin is to equal.")
+    width = checks.integer("width", width)
     if moe.expert is not None:
         raise ValueError(f"Only built-in experts have a dense twin. Received: {moe.name!r} with expert={moe.expert!r}.")
     logits = moe.num_experts

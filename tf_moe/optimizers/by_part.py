@@ -21,6 +21,10 @@ def optimizer_for(
     Returns:
         A `keras.optimizers.MultiOptimizer`, whose `optimizers` are the two. It is saved, compiled and used as any.
 
+    Raises:
+        TypeError: If `others` is no optimizer.
+        ValueError: If `experts` is none, or the same one.
+
     Example:
 
     ```python
@@ -34,4 +38,8 @@ def optimizer_for(
     """
     optimizers = keras.optimizers.OptimizerMap(others)
     optimizers[_EXPERTS] = experts
+    if experts is others:
+        raise ValueError(
+            f"experts and others must be two optimizers, each with its own state. Received: {experts!r} for both."
+        )
     return keras.optimizers.MultiOptimizer(optimizers)

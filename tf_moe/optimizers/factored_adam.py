@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tf_moe import checks
 from tf_moe.ops.xla import compiled_by_xla
 from tf_moe.optimizers.factored_update import State, update, update_in_place
 
@@ -34,7 +35,7 @@ class FactoredAdam(keras.optimizers.Optimizer):
         **kwargs: The arguments just named.
 
     Raises:
-        ValueError: If beta_1 or beta_2 is not in [0, 1).
+        ValueError: If beta_1 or beta_2 is not in [0, 1), or a learning rate, epsilon or weight decay negative or NaN.
 
     Example:
 
@@ -56,10 +57,13 @@ class FactoredAdam(keras.optimizers.Optimizer):
         name: str = "factored_adam",
         **kwargs,
     ):
-        if not (0 <= beta_1 < 1 and 0 <= beta_2 < 1):
-            raise ValueError(
-                f"beta_1 and beta_2 must be at least 0 and below 1. Received: beta_1={beta_1!r}, beta_2={beta_2!r}."
-            )
+        for decay, value in (("beta_1", beta_1), ("beta_2", beta_2)):
+            checks.number(decay, value, "a number from 0 to below 1", lambda x: 0 <= x < 1)
+        checks.at_least_zero("epsilon", epsilon)
+        if weight_decay is not None:
+            checks.at_least_zero("weight_decay", weight_decay)
+        if isinstance(learning_rate, float):
+            checks.at_least_zero("learning_rate", learning_rate)
         super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, name=name, **kwargs)
         self.beta_1 = beta_1
         self.beta_2 = beta_2

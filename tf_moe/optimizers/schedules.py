@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from tf_moe import checks
+
 
 @keras.saving.register_keras_serializable(package="tf_moe")
 class WarmupInverseSqrt(keras.optimizers.schedules.LearningRateSchedule):
@@ -22,7 +24,7 @@ class WarmupInverseSqrt(keras.optimizers.schedules.LearningRateSchedule):
         constant_steps: Steps for which it is kept. Default 0; for translation the paper has 2000 and 8000 (appendix E).
 
     Raises:
-        ValueError: If warmup_steps is not positive, or constant_steps negative.
+        ValueError: If warmup_steps is below 1, or another argument negative.
 
     Example:
 
@@ -35,14 +37,10 @@ class WarmupInverseSqrt(keras.optimizers.schedules.LearningRateSchedule):
 
     def __init__(self, learning_rate: float, warmup_steps: int = 1000, constant_steps: int = 0):
         super().__init__()
-        if warmup_steps < 1 or constant_steps < 0:
-            raise ValueError(
-                "warmup_steps must be 1 or more, and constant_steps 0 or more. "
-                f"Received: warmup_steps={warmup_steps!r}, constant_steps={constant_steps!r}."
-            )
-        self.learning_rate = learning_rate
-        self.warmup_steps = warmup_steps
-        self.constant_steps = constant_steps
+        # Steps too are numbers here, for many are written as 1e4.
+        self.learning_rate = checks.at_least_zero("learning_rate", learning_rate)
+        self.warmup_steps = checks.number("warmup_steps", warmup_steps, "a number, 1 or more", lambda x: x >= 1)
+        self.constant_steps = checks.at_least_zero("constant_steps", constant_steps)
 
     def __call__(self, step):
         step = tf.cast(step, tf.float32) + 1.0

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from tf_moe import checks
 from tf_moe.text.pipeline import encoded_lines, next_token_pairs, weighted
 from tf_moe.text.text import Text
 from tf_moe.text.vocabulary import Vocabulary
@@ -48,7 +49,9 @@ def contiguous_batches(
         `reduction="mean_with_sample_weight"` is exact in each batch.
 
     Raises:
-        ValueError: `batch_size` or `steps` below 1, or `shuffle_buffer` below 0.
+        ValueError: `batch_size` or `steps` no integer of at least 1, `shuffle_buffer` or `num_tokens` none of at
+            least 0, or `seed` none.
+        TypeError: `text` is no Text, or `vocabulary` no Vocabulary.
         tf.errors.FailedPreconditionError: on iteration, where `num_tokens` is wrong.
         tf.errors.InvalidArgumentError: on iteration, where reading fails; with the ValueError's message.
 
@@ -66,11 +69,10 @@ def contiguous_batches(
         >>> validation = tf_moe.text.contiguous_batches(corpus.validation, vocabulary, 32, 20, num_tokens=length)
         >>> model.fit(train, validation_data=validation)
     """
-    if batch_size < 1 or steps < 1 or shuffle_buffer < 0:
-        raise ValueError(
-            "batch_size and steps must be at least 1, shuffle_buffer at least 0. "
-            f"Received: batch_size={batch_size}, steps={steps}, shuffle_buffer={shuffle_buffer}"
-        )
+    batch_size, steps = checks.integer("batch_size", batch_size), checks.integer("steps", steps)
+    shuffle_buffer, seed = checks.integer("shuffle_buffer", shuffle_buffer, least=0), checks.seed(seed)
+    if num_tokens is not None:
+        num_tokens = checks.integer("num_tokens", num_tokens, least=0)
     tokens = encoded_lines(text, vocabulary).map(next_token_pairs)
     windows = tokens.rebatch(steps, drop_remainder=drop_remainder)
     if shuffle_buffer:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from tf_moe import checks
 from tf_moe.text.pipeline import encoded_lines, next_token_pairs, weighted
 from tf_moe.text.text import Text
 from tf_moe.text.vocabulary import Vocabulary
@@ -45,18 +46,19 @@ def sentence_batches(
         For means over tokens see `contiguous_batches`.
 
     Raises:
-        ValueError: `batch_size` or `max_length` below 1, `shuffle_buffer` below 0, `boundaries` not rising.
+        ValueError: `batch_size`, `max_length` or one of `boundaries` no integer of at least 1, `shuffle_buffer` none
+            of at least 0, `seed` none, or `boundaries` not rising.
+        TypeError: `text` is no Text, or `vocabulary` no Vocabulary.
 
     Example:
         >>> train = tf_moe.text.sentence_batches(corpus.train, vocabulary, 64, shuffle_buffer=10_000)
     """
-    if batch_size < 1 or shuffle_buffer < 0 or (max_length is not None and max_length < 1):
-        raise ValueError(
-            "batch_size and max_length must be at least 1, shuffle_buffer at least 0. "
-            f"Received: batch_size={batch_size}, max_length={max_length}, shuffle_buffer={shuffle_buffer}"
-        )
-    boundaries = list(boundaries)
-    if not boundaries or boundaries != sorted({*boundaries}) or boundaries[0] < 1:
+    batch_size, seed = checks.integer("batch_size", batch_size), checks.seed(seed)
+    shuffle_buffer = checks.integer("shuffle_buffer", shuffle_buffer, least=0)
+    if max_length is not None:
+        max_length = checks.integer("max_length", max_length)
+    boundaries = [checks.integer(f"boundaries[{n}]", length) for n, length in enumerate(boundaries)]
+    if not boundaries or boundaries != sorted({*boundaries}):
         raise ValueError(f"boundaries must be rising and at least 1. Received: boundaries={boundaries}")
 
     blocks = encoded_lines(text, vocabulary).map(lambda lines: _rows(lines, max_length))

@@ -3,12 +3,13 @@
 import gzip
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
+from tf_moe import checks
 from tf_moe.text.split import PARTS, hashed_part
 
 
@@ -35,7 +36,10 @@ class Text:
     part: str | None = None
 
     def __post_init__(self):
-        if isinstance(self.files, str | PathLike):
+        files = self.files
+        listed = isinstance(files, Iterable) and not isinstance(files, str | bytes | PathLike)
+        object.__setattr__(self, "files", tuple(files) if listed else files)  # it may be a generator
+        if not listed or not all(isinstance(file, str | PathLike) for file in self.files):
             raise ValueError(f"files must be a list of paths, also where it is one. Received: {self.files!r}")
         object.__setattr__(self, "files", tuple(Path(file) for file in self.files))
         if not self.files:
@@ -60,6 +64,11 @@ class Text:
                     block = [line for line in sentences if line and hashed_part(line) == self.part]
                 if block:
                     yield block
+
+
+def check_text(text: Text) -> None:
+    """Raise TypeError unless it is a Text, rather than a path, a string or a whole Corpus."""
+    checks.instance("text", text, Text, "Pass tf_moe.text.Text([path]), or a part of a Corpus, such as corpus.train.")
 
 
 def _blocks(file: Path, size: int) -> Iterator[list[str]]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tf_moe.text.text import Text
+from tf_moe import checks
+from tf_moe.text.text import Text, check_text
 from tf_moe.text.tokenizer import Tokenizer
 
 
@@ -29,7 +30,8 @@ class Vocabulary:
         table: The lookup from tokens to ids. What is exported with `encode` in it has to track this table.
 
     Raises:
-        ValueError: the specials are not in their places, or a token stands there twice.
+        ValueError: the specials are not in their places, a token is no string or stands there twice, or `num_tokens`
+            is no integer of at least 0.
 
     Example:
         >>> vocabulary = tf_moe.text.build_vocabulary(corpus.train, 10_000)
@@ -44,9 +46,11 @@ class Vocabulary:
     def __init__(self, tokens: Sequence[str], tokenizer: str = "words", num_tokens: int = 0):
         self.tokens = tuple(tokens)
         self.tokenizer = Tokenizer(tokenizer)
-        self.num_tokens = num_tokens
+        self.num_tokens = checks.integer("num_tokens", num_tokens, least=0)
         if self.tokens[:3] != self.specials:
             raise ValueError(f"The first tokens must be {self.specials}. Received: {self.tokens[:3]}")
+        if wrong := [token for token in self.tokens if not isinstance(token, str)]:
+            raise ValueError(f"Tokens must be strings. Received: {wrong[:5]}")
         if twice := [token for token, count in Counter(self.tokens).items() if count > 1]:
             raise ValueError(f"A token can have one id only. Received more than once: {twice[:5]}")
         ids = [self.UNK] * 3 + list(range(3, len(self.tokens)))  # no text writes a special
@@ -67,8 +71,16 @@ class Vocabulary:
         """The text of ids [T]: tokens with spaces between, a new line for `</s>`, nothing for padding.
 
         Encoding that text gives the same ids again. A last `</s>` ends the text without a new line.
+
+        Raises:
+            ValueError: ids are not integers [T] from 0 to below the size of the vocabulary.
         """
         ids = np.asarray(ids)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise ValueError(f"ids must be integers [T]. Received: {ids.dtype} of shape {ids.shape}: {ids!r}")
+        unknown = ids[(ids < 0) | (ids >= len(self))]
+        if unknown.size:
+            raise ValueError(f"ids must be at least 0 and below {len(self)}. Received: {unknown[:5].tolist()}")
         names = [self.tokens[i] for i in ids[ids != self.PAD]]
         if names and names[-1] == self.specials[self.END]:
             names.pop()
@@ -77,6 +89,7 @@ class Vocabulary:
 
     def count_tokens(self, text: Text) -> int:
         """The length of a text, as `num_tokens` is of the training text; reads it once."""
+        check_text(text)
         return sum(int(self.encode(tf.constant(lines)).flat_values.shape[0]) for lines in text.blocks())
 
     def save(self, path: str | PathLike) -> None:
@@ -87,11 +100,13 @@ class Vocabulary:
     @classmethod
     def load(cls, path: str | PathLike) -> "Vocabulary":
         """Reads what `save` wrote; raises ValueError where the first line is another."""
-        head, *tokens = Path(path).read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+        data = Path(path).read_bytes()
         try:
+            head, *tokens = data.decode("utf-8").removesuffix("\n").split("\n")
             return cls(tokens, **json.loads(head))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"{str(path)!r} is not a saved vocabulary. Its first line: {head[:80]!r}") from error
+        except (UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
+            head = data.split(b"\n")[0][:80].decode("utf-8", "backslashreplace")
+            raise ValueError(f"{str(path)!r} is not a saved vocabulary. Its first line: {head!r}") from error
 
 
 def build_vocabulary(text: Text, size: int | None, tokenizer: str = "words") -> Vocabulary:
@@ -103,10 +118,12 @@ def build_vocabulary(text: Text, size: int | None, tokenizer: str = "words") -> 
         tokenizer: `"words"` (default) or `"code"`, see `tf_moe.text.Tokenizer`.
 
     Raises:
-        ValueError: `size` is larger than what the text has, or smaller than 4.
+        ValueError: `size` is no integer, larger than what the text has, or smaller than 4.
+        TypeError: `text` is no Text.
     """
-    if size is not None and size < 4:
-        raise ValueError(f"size must be at least 4, three specials and one token. Received: size={size}")
+    check_text(text)
+    if size is not None:
+        size = checks.integer("size", size, least=4, hint=": three specials and one token; or None for all")
     tokenize = Tokenizer(tokenizer).tokenize
     counts, num_tokens = Counter(), 0
     for lines in text.blocks():

@@ -1,0 +1,43 @@
+"""What the checks let through; what they do not is in `tests/test_bad_input.py`."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tests.base import TestCase
+from tf_moe import checks
+from tf_moe.layers import SparseMoE
+
+
+class ChecksTest(TestCase):
+    def test_integers_of_numpy_become_plain(self):
+        for value in (3, np.int64(3), np.int32(3)):
+            self.assertIs(type(checks.integer("n", value)), int)
+            self.assertIs(type(checks.seed(value)), int)
+        self.assertEqual((checks.integer("n", 0, least=0), checks.seed(-1), checks.seed(None)), (0, -1, None))
+
+    def test_numbers_become_floats(self):
+        for value in (2, 2.0, np.float32(2), np.int64(2)):
+            self.assertIs(type(checks.at_least_zero("x", value)), float)
+        self.assertEqual(checks.at_least_zero("x", 0), 0)
+
+    def test_masks_become_booleans(self):
+        for value in ([1, 0], np.array([True, False]), tf.constant([1.0, 0.0])):
+            self.assertAllEqual(checks.mask(value, tf.zeros([2, 3])), [True, False])
+
+    def test_unknown_shapes_fit(self):
+        mask = checks.mask(keras.Input((None,), dtype="bool"), keras.Input((5, 3)))
+        self.assertEqual((mask.shape, mask.dtype), ((None, None), "bool"))
+
+        @tf.function(input_signature=[tf.TensorSpec(None), tf.TensorSpec([None, 3])])
+        def unknown(value, x):
+            checks.same_shape(x=x, value=value)
+            return checks.mask(value, x)
+
+        self.assertAllEqual(unknown([1.0, 0.0], tf.zeros([2, 3])), [True, False])
+
+    def test_configs_hold_plain_numbers(self):
+        layer = SparseMoE(np.int64(8), np.int64(3), k=np.int64(2), capacity_factor=np.float32(1), seed=np.int64(1))
+        config = layer.get_config()
+        names = ("num_experts", "expert_hidden", "k", "capacity_factor", "seed")
+        self.assertEqual([type(config[name]) for name in names], [int, int, int, float, int])

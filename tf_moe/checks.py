@@ -1,0 +1,128 @@
+"""Checks of arguments that several parts share. Each message names the argument, what it must be, and what came."""
+
+import math
+import numbers
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def integer(name: str, value: Any, least: int = 1, hint: str = "") -> int:
+    """The value as a plain `int`, which a config can hold; NumPy's integers are integers too, and booleans are not.
+
+    Args:
+        name: Name of the argument.
+        value: What was received.
+        least: The lowest that it may be. Default 1.
+        hint: What the message says after "an integer, ... or more".
+
+    Raises:
+        ValueError: If it is no integer, or too low.
+    """
+    number = _index(value)
+    if number is None or number < least:
+        kind = "a positive integer" if least == 1 else f"an integer, {least} or more"
+        raise ValueError(f"{name} must be {kind}{hint}. Received: {name}={value!r}.")
+    return number
+
+
+def seed(value: Any) -> int | None:
+    """The seed of a generator of random numbers, or None; raises ValueError unless it is one of 64 bits."""
+    number = _index(value)
+    if value is not None and (number is None or not -(2**63) <= number < 2**63):
+        raise ValueError(f"seed must be an integer of at most 64 bits, or None. Received: seed={value!r}.")
+    return number
+
+
+def _index(value: Any) -> int | None:
+    """An integer of any type but `bool` as an `int`; None for anything else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def number(name: str, value: Any, kind: str, holds: Callable[[float], bool]) -> float:
+    """The value as a `float`.
+
+    Args:
+        name: Name of the argument.
+        value: What was received.
+        kind: What it must be, for the message: "a number, 0 or more".
+        holds: Whether a number is of that kind. NaN and infinities never are.
+
+    Raises:
+        ValueError: If it is no finite number of that kind.
+    """
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and holds(value)):
+        raise ValueError(f"{name} must be {kind}. Received: {name}={value!r}.")
+    return float(value)
+
+
+def at_least_zero(name: str, value: Any) -> float:
+    """The value as a `float`; raises ValueError unless it is a number, 0 or more."""
+    return number(name, value, "a number, 0 or more", lambda x: x >= 0)
+
+
+def boolean(name: str, value: Any) -> bool:
+    """The value; raises ValueError unless it is True or False. A word such as "no" would count as True."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False. Received: {name}={value!r}.")
+    return value
+
+
+def instance(name: str, value: Any, kind: type, hint: str) -> None:
+    """Raise TypeError unless the value is an object of this class; `hint` says what to pass."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}. Received: {name}={value!r}. {hint}")
+
+
+def built_model(model: Any) -> None:
+    """Raise TypeError unless it is a Keras model, and ValueError unless it has its weights."""
+    instance("model", model, keras.Model, "Pass a model; a layer alone can be put in a keras.Sequential.")
+    if not model.built:
+        raise ValueError(
+            f"The model must be built, so that it has its weights. Received: {model.name!r}, which is not. Begin it "
+            "with a keras.Input, or call it once."
+        )
+
+
+def floating(what: str, inputs: tf.Tensor) -> None:
+    """Raise ValueError unless inputs are floating point; `what` needs them to be."""
+    if not tf.as_dtype(inputs.dtype).is_floating:
+        raise ValueError(
+            f"{what} needs floating point inputs. "
+            f"Received: inputs of dtype {tf.as_dtype(inputs.dtype).name}. Embed or cast them first."
+        )
+
+
+def mask(value: Any, inputs: tf.Tensor) -> tf.Tensor:
+    """A mask of inputs `(..., D)` as booleans.
+
+    Raises:
+        ValueError: If it is a text, or has not the shape of the leading dimensions, as far as shapes are known.
+    """
+    value = keras.ops.convert_to_tensor(value)
+    if tf.as_dtype(value.dtype) == tf.string:
+        raise ValueError("mask must be of booleans. Received: mask of dtype string. Pass for example ids != 0.")
+    positions = tf.TensorShape(inputs.shape)[:-1]
+    if not positions.is_compatible_with(value.shape):
+        raise ValueError(
+            "mask must have the shape of the inputs without the last dimension. "
+            f"Received: mask {tuple(value.shape)}, inputs {tuple(inputs.shape)}."
+        )
+    return keras.ops.cast(value, "bool")
+
+
+def same_shape(**tensors: tf.Tensor) -> None:
+    """Raise ValueError unless the named tensors have one shape, as far as shapes are known."""
+    (first, expected), *others = tensors.items()
+    for name, value in others:
+        if not expected.shape.is_compatible_with(value.shape):
+            raise ValueError(
+                f"{name} must have the shape of {first}. Received: {name} {value.shape}, {first} {expected.shape}."
+            )
