@@ -1,0 +1,122 @@
+import contextlib
+import io
+from pathlib import Path
+
+import keras
+from absl.testing import parameterized
+
+from tests.bad_input.base import BadInput, dense_model, zeros
+from tf_moe import distribute
+from tf_moe.distribute import ExpertParallelStrategy, Resume, launch, restore_sharded, save_sharded
+
+
+def on(devices=("CPU:0", "CPU:1"), mesh_shape=None, **arguments):
+    return ExpertParallelStrategy(devices, mesh_shape, **arguments)
+
+
+def launched(*arguments):
+    """Runs the command line; what it says of its arguments is the exception's message."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            launch.main(arguments)
+    except SystemExit as exit_:
+        raise SystemExit(said.getvalue()) from exit_
+
+
+class DistributeTest(BadInput):
+    @parameterized.named_parameters(
+        ("mesh_too_large", lambda: on(mesh_shape={"expert": 3}), ValueError, r"r \* e = 2.*mesh_shape={'expert': 3}"),
+        ("mesh_axis", lambda: on(mesh_shape={"batch": 2}), ValueError, "mesh_shape={'batch': 2}"),
+        ("mesh_text", lambda: on(mesh_shape={"expert": "2"}), ValueError, "mesh_shape={'expert': '2'}"),
+        ("mesh_true", lambda: on(["CPU:0"], {"expert": True}), ValueError, "mesh_shape={'expert': True}"),
+        ("mesh_negative", lambda: on(mesh_shape={"expert": -2, "replica": -1}), ValueError, "'expert': -2"),
+        ("mesh_pair", lambda: on(mesh_shape=(1, 2)), ValueError, r"mesh_shape=\(1, 2\)"),
+        ("mesh_number", lambda: on(mesh_shape=2), ValueError, "mesh_shape=2"),
+        ("one_name", lambda: on("CPU:0"), ValueError, r"list of names.*devices='CPU:0'"),
+        ("number_of_devices", lambda: on(4), ValueError, "devices=4"),
+        ("numbers_of_devices", lambda: on([0, 1]), ValueError, "such as .CPU:0.*Received: 0"),
+        ("no_such_device", lambda: on(["CPU:99"]), ValueError, r"'CPU:7'\].*devices=\['CPU:99'\]"),
+        ("no_such_type", lambda: on(["ABACUS:0"]), ValueError, "'ABACUS'"),
+        ("same_device", lambda: on(["CPU:0", "CPU:0"]), ValueError, r"different ones.*\['CPU:0', 'CPU:0'\]"),
+        ("mixed_devices", lambda: on(["CPU:0", "GPU:0"]), ValueError, r"\['CPU:0', 'GPU:0'\]"),
+        ("resolver", lambda: on(cluster_resolver="a:1"), TypeError, "cluster_resolver='a:1'. Leave it out"),
+        ("address", lambda: distribute.Cluster(0, ("a",)), ValueError, "'host:port'. Received: 'a'"),
+        ("process_text", lambda: distribute.Cluster("0", ("a:1",)), ValueError, "process_index='0'"),
+        ("process_beyond", lambda: distribute.Cluster(1, ("a:1",)), ValueError, "process 1 of"),
+        ("environment", lambda: launch.process_environment(3, ["a:1"]), ValueError, r"index=3, \['a:1'\]"),
+        ("save_freq_zero", lambda: Resume("a", 0), ValueError, '"epoch" or a positive number.*save_freq=0'),
+        ("save_freq_word", lambda: Resume("a", "batch"), ValueError, "save_freq='batch'"),
+        ("save_freq_true", lambda: Resume("a", True), ValueError, "save_freq=True"),
+        ("save_freq_fraction", lambda: Resume("a", 1.5), ValueError, "save_freq=1.5"),
+        ("resume_number", lambda: Resume(3), TypeError, "not int"),
+        ("save_nothing", lambda: save_sharded("a", None), TypeError, "model=None"),
+        ("save_to_a_number", lambda: save_sharded(3, dense_model()), TypeError, "not int"),
+        ("restore_missing", lambda: restore_sharded("/no/such", dense_model()), FileNotFoundError, "'/no/such'"),
+        (
+            "save_unbuilt",
+            lambda: save_sharded("a", keras.Sequential([keras.layers.Dense(3)], name="mine")),
+            ValueError,
+            "'mine', which is not",
+        ),
+        (
+            "restore_unbuilt",
+            lambda: restore_sharded("a", keras.Sequential([keras.layers.Dense(3)], name="mine")),
+            ValueError,
+            "'mine', which is not",
+        ),
+        ("no_script", lambda: launched(), SystemExit, "required: SCRIPT"),
+        ("no_process", lambda: launched("--processes", "0", "a.py"), SystemExit, "--processes.*integer. Received: '0'"),
+        ("processes_word", lambda: launched("--processes", "two", "a.py"), SystemExit, "Received: 'two'"),
+        ("devices_fraction", lambda: launched("--devices-per-process", "1.5", "a"), SystemExit, "Received: '1.5'"),
+        ("grace_negative", lambda: launched("--grace", "-1", "a.py"), SystemExit, "--grace.*0 or more.*'-1'"),
+        ("grace_nan", lambda: launched("--grace", "nan", "a.py"), SystemExit, "'nan'"),
+        ("grace_word", lambda: launched("--grace", "long", "a.py"), SystemExit, "'long'"),
+        ("unknown_option", lambda: launched("--workers", "2", "a.py"), SystemExit, "--workers"),
+    )
+    def test_calls(self, call, error, pattern):
+        self.check(call, error, pattern)
+
+    def checkpoint(self):
+        path = str(self.folder() / "checkpoint")
+        save_sharded(path, dense_model())
+        return path
+
+    def test_a_checkpoint_of_another_model(self):
+        path = self.checkpoint()
+        message = r"another model. Received: .*'model/0/kernel' has shape \[4, 3\].* \[4, 5\]"
+        self.check(lambda: restore_sharded(path, dense_model(5)), ValueError, message)
+
+    @parameterized.parameters(".index", ".data-00000-of-00001")
+    def test_a_truncated_checkpoint(self, suffix):
+        path = self.checkpoint()
+        file = Path(path + suffix)
+        file.write_bytes(file.read_bytes()[:20])
+        self.check(lambda: restore_sharded(path, dense_model()), ValueError, f"'{path}' is damaged")
+
+    def test_a_checkpoint_without_its_data(self):
+        path = self.checkpoint()
+        Path(path + ".data-00000-of-00001").unlink()
+        self.check(lambda: restore_sharded(path, dense_model()), ValueError, f"'{path}' is damaged, or a part")
+
+    def resume(self, model, state=None):
+        directory = self.folder()
+        if state is not None:
+            (directory / "state.json").write_text(state)
+        model.compile("sgd", "mse")
+        model.fit(zeros(4, 4), zeros(4, 3), epochs=2, verbose=0, callbacks=[Resume(directory)])
+
+    def test_resume_without_a_strategy(self):
+        self.check(lambda: self.resume(dense_model()), ValueError, "Received: 'sequential.*BackupAndRestore")
+
+    @parameterized.parameters("{", "3", '{"epoch": 1}')
+    def test_resume_from_a_damaged_state(self, state):
+        with on().scope():
+            model = dense_model()
+        self.check(lambda: self.resume(model, state), ValueError, f"is damaged.*Received: '{state}'")
+
+    def test_resume_from_a_checkpoint_that_is_gone(self):
+        with on().scope():
+            model = dense_model()
+        state = '{"checkpoint": "epoch-1-batch-0", "epoch": 1, "batch": 0}'
+        self.check(lambda: self.resume(model, state), FileNotFoundError, "epoch-1-batch-0' *")

@@ -1,0 +1,48 @@
+from absl.testing import parameterized
+
+from tests.bad_input.base import BadInput, zeros
+from tf_moe import gates
+from tf_moe.gates import Hierarchical, NoisyTopK, StrictlyBalanced
+
+
+class GatesTest(BadInput):
+    @parameterized.named_parameters(
+        ("noisy_k", lambda: NoisyTopK(4, 5), ValueError, "k=5, num_experts=4. Pass k<=4"),
+        ("noisy_pair", lambda: NoisyTopK((2, 2), 1), ValueError, r"num_experts=\(2, 2\)"),
+        ("noisy_seed", lambda: NoisyTopK(4, 2, seed="a"), ValueError, "seed='a'"),
+        ("noisy_initializer", lambda: NoisyTopK(4, 2, kernel_initializer="no_such"), ValueError, "no_such"),
+        ("noisy_config", lambda: NoisyTopK.from_config({"num_experts": 4}), TypeError, "'k'"),
+        ("balanced_fraction", lambda: StrictlyBalanced(4, 1.5), ValueError, "k=1.5"),
+        ("balanced_seed", lambda: StrictlyBalanced(4, 2, seed=1.5), ValueError, "seed=1.5"),
+        ("hierarchical_number", lambda: Hierarchical(16, (2, 2)), ValueError, "must be a pair.*num_experts=16"),
+        ("hierarchical_text", lambda: Hierarchical("ab", (1, 1)), ValueError, "num_experts='ab'"),
+        ("hierarchical_true", lambda: Hierarchical((True, 2), (1, 1)), ValueError, r"num_experts\[0\]=True"),
+        ("hierarchical_triple", lambda: Hierarchical((2, 2), (1, 1, 1)), ValueError, r"k=\(1, 1, 1\)"),
+        ("get_unknown", lambda: gates.get("switch", 4, 2), ValueError, "gate='switch'"),
+        ("get_list", lambda: gates.get(["noisy_top_k"], 4, 2), ValueError, r"gate=\['noisy_top_k'\]"),
+        ("get_one_level", lambda: gates.get("hierarchical", 4, 2), ValueError, "must be a pair.*num_experts=4"),
+        ("get_two_levels", lambda: gates.get("strictly_balanced", (2, 4), 1), ValueError, r"num_experts=\(2, 4\)"),
+        ("get_option", lambda: gates.get("noisy_top_k", 4, 2, colour=1), ValueError, "'colour': 1"),
+        ("get_for_others", lambda: gates.get(NoisyTopK(4, 2), 8, 2), ValueError, "num_experts=8, k=2"),
+        (
+            "get_option_of_a_gate",
+            lambda: gates.get(NoisyTopK(4, 2), 4, 2, kernel_initializer="ones"),
+            ValueError,
+            "'kernel_initializer': 'ones'.*Give them to the gate itself",
+        ),
+        ("noisy_vector", lambda: NoisyTopK(4, 2)(zeros(3)), ValueError, r"ndim=2, found ndim=1.*\(3,\)"),
+        ("noisy_rank_3", lambda: NoisyTopK(4, 2)(zeros(2, 3, 4)), ValueError, r"ndim=2, found ndim=3.*\(2, 3, 4\)"),
+        ("balanced_rank_3", lambda: StrictlyBalanced(4, 2)(zeros(2, 3, 4)), ValueError, r"\(2, 3, 4\)"),
+        ("hierarchical_rank_3", lambda: Hierarchical((4, 2), (2, 1))(zeros(2, 3, 4)), ValueError, r"\(2, 3, 4\)"),
+        ("integers", lambda: NoisyTopK(4, 2)(zeros(2, 3, dtype="int32")), ValueError, "dtype int32"),
+        ("mask", lambda: NoisyTopK(4, 2)(zeros(2, 3), mask=[True] * 3), ValueError, r"mask \(3,\), inputs \(2, 3\)"),
+        ("balanced_mask", lambda: StrictlyBalanced(4, 2)(zeros(2, 3), mask=[True]), ValueError, r"mask \(1,\)"),
+        ("unknown_width", lambda: NoisyTopK(4, 2).build((None, None)), ValueError, r"shape=\(None, 4\)"),
+    )
+    def test_calls(self, call, error, pattern):
+        self.check(call, error, pattern)
+
+    def test_another_width_than_built_for(self):
+        for gate in (NoisyTopK(4, 2), StrictlyBalanced(4, 2), Hierarchical((4, 2), (2, 1))):
+            gate(zeros(2, 3))
+            self.check(lambda gate=gate: gate(zeros(2, 5)), ValueError, r"axis -1.* value 3.*\(2, 5\)")
