@@ -1,5 +1,6 @@
 import multiprocessing
-import resource
+import unittest
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -8,6 +9,8 @@ from tests.base import TestCase
 from tf_moe.analysis import training_memory
 from tf_moe.layers import LSTM, SparseMoE
 from tf_moe.optimizers import FactoredAdam
+
+STATUS = Path("/proc/self/status")
 
 
 def train(experts):
@@ -22,7 +25,8 @@ def train(experts):
 
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most memory this program has had; `ru_maxrss` would count what its parent had when it started it."""
+    return next(1024 * int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
 
 
 class TrainingMemoryTest(TestCase):
@@ -64,10 +68,11 @@ class TrainingMemoryTest(TestCase):
         model.optimizer.build(model.trainable_variables)
         self.assertAlmostEqual(training_memory(model, 1).slots, 2 * 4 * 8 * 4, delta=16)  # and its counters
 
+    @unittest.skipUnless(STATUS.exists(), "needs Linux's account of a process's memory")
     def test_measured(self):
-        """128 experts of a million weights: half a gigabyte, and as much for their gradients."""
+        """256 experts of a million weights: a gigabyte, as much for gradients; one more would be noticed."""
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            predicted, measured = pool.apply(train, (128,))
-        self.assertGreater(predicted, 2 * 4 * 128 * 2**20)
+            predicted, measured = pool.apply(train, (256,))
+        self.assertGreater(predicted, 2 * 4 * 256 * 2**20)
         self.assertGreater(measured, 0.9 * predicted)
-        self.assertLess(measured, 1.15 * predicted + 400e6)
+        self.assertLess(measured, 1.3 * predicted + 400e6)

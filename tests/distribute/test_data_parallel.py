@@ -100,7 +100,9 @@ class MirroredTest(TestCase):
         plain = build()
         plain.set_weights(model.get_weights())
         self.assertAllClose(model.predict(x, batch_size=4, verbose=0), plain.predict(x, verbose=0), atol=1e-6)
-        self.assertAllClose(model.evaluate(x, x, verbose=0), plain.evaluate(x, x, verbose=0), rtol=0.5)
+        # The loss alone: the metrics of balance are means over the replicas, of fewer tokens each.
+        losses = [m.evaluate(x, x, verbose=0, return_dict=True)["loss"] for m in (model, plain)]
+        self.assertAllClose(losses[0], losses[1], rtol=1e-4)
 
 
 class MultiWorkerMirroredTest(TestCase):

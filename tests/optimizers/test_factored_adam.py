@@ -156,7 +156,10 @@ class FactoredAdamTest(TestCase):
     def test_under_a_mirrored_strategy(self):
         """The weights' copies are no plain variables there."""
         x, y = self.normal(16, 4), self.normal(16, 3)
-        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        # Not by collectives: those of several such strategies in one process are told for one another.
+        strategy = tf.distribute.MirroredStrategy(
+            ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
+        )
         models = []
         for scope in (contextlib.nullcontext(), strategy.scope()):
             with scope:
