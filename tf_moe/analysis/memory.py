@@ -43,7 +43,7 @@ def training_memory(model: keras.Model, tokens: int) -> Memory:
 
     Layers are taken to keep their outputs, an LSTM its gates, a mixture the rows in its experts' block, for loads as
     even as chance leaves them. What TensorFlow's programs and its allocator take beside that is not counted: some
-    hundreds of megabytes, and a fifth or so.
+    hundreds of megabytes, and up to a third.
 
     Args:
         model: A built Keras model. For its slots to be counted the optimizer has to be built as well, by a step or
