@@ -39,24 +39,8 @@ def products_step(shapes: list[tuple[int, int, int]]):
     return lambda *_: step(operands)
 
 
-def layer_step(layer, shape):
-    """Forward and backward pass of one layer, on new inputs."""
-    layer.build(shape)
-    weights = [w.value for w in layer.trainable_weights]
-
-    @tf.function
-    def step(x, dy):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            loss = tf.reduce_sum(layer(x, training=True) * dy)
-            loss += tf.add_n(layer.losses) if layer.losses else 0.0
-        return loss, tape.gradient(loss, [x, *weights])
-
-    return lambda ids, _: step(tf.random.normal(shape), tf.random.normal(shape))
-
-
-def softmax_step(vocabulary, shape):
-    layer = keras.layers.Dense(vocabulary)
+def layer_step(layer, shape, loss):
+    """Forward and backward pass of one layer under `loss(targets, outputs)`, on new inputs."""
     layer.build(shape)
     weights = [w.value for w in layer.trainable_weights]
 
@@ -64,10 +48,15 @@ def softmax_step(vocabulary, shape):
     def step(x, targets):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            loss = LOSS(targets, layer(x))
-        return loss, tape.gradient(loss, [x, *weights])
+            total = loss(targets, layer(x, training=True))
+            total += tf.add_n(layer.losses) if layer.losses else 0.0
+        return total, tape.gradient(total, [x, *weights])
 
     return lambda _, targets: step(tf.random.normal(shape), tf.constant(targets))
+
+
+def sum_of_squares(_, outputs):
+    return tf.reduce_sum(outputs**2)
 
 
 def optimizer_step(optimizer, weights):
@@ -93,9 +82,9 @@ def measure(options):
     moe = [(rows, width, options.hidden), (rows, options.hidden, width), *[(tokens, width, options.experts)] * 2]
     softmax = [(tokens, width, options.vocabulary)]
     parts = {
-        "an LSTM": (layer_step(LSTM(width, return_sequences=True), shape), lstm),
-        "mixture of experts": (layer_step(make_moe(), shape), moe),
-        "softmax and loss": (softmax_step(options.vocabulary, shape), softmax),
+        "an LSTM": (layer_step(LSTM(width, return_sequences=True), shape, sum_of_squares), lstm),
+        "mixture of experts": (layer_step(make_moe(), shape, sum_of_squares), moe),
+        "softmax and loss": (layer_step(keras.layers.Dense(options.vocabulary), shape, LOSS), softmax),
         "optimizer": (optimizer_step(optimizer, model.trainable_variables), None),
         "whole model": (model.train_on_batch, [*lstm, *lstm, *moe, *softmax]),
     }

@@ -151,7 +151,7 @@ class BuffersTest(TestCase):
             buffer = form.empty(3, tf.zeros([2, 4]))
             for t in (2, 0, 1):
                 buffer = form.write(buffer, tf.constant(t), tf.constant(rows[t]))
-            self.assertAllEqual(form.read(buffer, tf.constant(2)), rows[2])
+            self.assertAllEqual(form.row(form.stack(buffer, len(rows)), tf.constant(2)), rows[2])
             self.assertAllEqual(form.stack(buffer, 3), rows)
             self.assertAllEqual(form.reverse(tf.constant(rows)), rows[::-1])
             self.assertAllEqual(form.row(tf.constant(rows), tf.constant(1)), rows[1])

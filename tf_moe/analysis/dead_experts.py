@@ -4,7 +4,9 @@ import warnings
 from collections.abc import Iterable
 
 import keras
+import numpy as np
 
+from tf_moe import checks
 from tf_moe.analysis.usage import measure_usage
 
 
@@ -23,7 +25,7 @@ class DeadExperts(keras.callbacks.Callback):
         history: For each layer's name, the indices of dead experts after each epoch, a list of lists.
 
     Raises:
-        ValueError: If share is not from 0 to under 1; when training begins, if the model has no SparseMoE layer.
+        ValueError: If share is not from 0 to under 1; after the first epoch, if the model has no SparseMoE layer.
 
     Example:
 
@@ -36,16 +38,14 @@ class DeadExperts(keras.callbacks.Callback):
 
     def __init__(self, batches: Iterable, share: float = 0.0):
         super().__init__()
-        if not 0 <= share < 1:
-            raise ValueError(f"share must be from 0 to under 1. Received: share={share!r}.")
         self.batches = batches
-        self.share = share
+        self.share = checks.number("share", share, "a number from 0 to under 1", lambda x: 0 <= x < 1)
         self.history: dict[str, list[list[int]]] = {}
 
     def on_epoch_end(self, epoch, logs=None):
         for name, usage in measure_usage(self.model, self.batches).items():
             load = usage.load
-            dead = [n for n, of in enumerate(load) if of <= self.share * load.mean() and of < load.mean()]
+            dead = np.flatnonzero((load <= self.share * load.mean()) & (load < load.mean())).tolist()
             self.history.setdefault(name, []).append(dead)
             if dead:
                 shown = ", ".join(map(str, dead[:10])) + (", ..." if len(dead) > 10 else "")

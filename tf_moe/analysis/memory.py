@@ -97,7 +97,4 @@ def _kept_by_moe(layer: SparseMoE, tokens: int, number: int) -> int:
     block = int(cheapest_capacity(loads.astype("int32")))
     rows = experts * block + np.maximum(loads - block, 0).sum()
     hidden = 0 if layer.recompute or layer.expert_hidden is None else layer.expert_hidden
-    logits = layer.num_experts
-    if isinstance(logits, tuple):
-        logits = layer.num_experts[0] + layer.k[0] * layer.num_experts[1]
-    return int(rows) * (2 * width + hidden) * number + tokens * (_OF_GATE * logits * 4 + width * number)
+    return int(rows) * (2 * width + hidden) * number + tokens * (_OF_GATE * layer.num_logits * 4 + width * number)

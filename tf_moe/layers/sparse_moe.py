@@ -153,6 +153,13 @@ class SparseMoE(keras.layers.Layer):
         """Number of experts for each position over both levels."""
         return math.prod(self.k) if isinstance(self.k, tuple) else self.k
 
+    @property
+    def num_logits(self) -> int:
+        """Number of logits for each position; on the second of two levels only the chosen groups have any."""
+        if isinstance(self.num_experts, tuple):
+            return self.num_experts[0] + self.k[0] * self.num_experts[1]
+        return self.num_experts
+
     def _make_experts(self):
         if self.expert is not None:
             layers = self.expert

@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+_WITHOUT_WEIGHTS = (keras.layers.InputLayer, keras.layers.Dropout, keras.layers.Add)
+
 State = tuple[tuple[tf.Tensor, ...], ...]
 
 
@@ -63,6 +65,3 @@ class Decoder:
                 y = tf.squeeze(layer(tf.expand_dims(x, 1)), 1)  # a model among them knows sequences only
             x += y
         return self._softmax(x), tuple(following)
-
-
-_WITHOUT_WEIGHTS = (keras.layers.InputLayer, keras.layers.Dropout, keras.layers.Add)

@@ -25,11 +25,6 @@ class ListBuffers:
         return buffer.write(t, value)
 
     @staticmethod
-    def read(buffer: tf.TensorArray, t: tf.Tensor) -> tf.Tensor:
-        """The tensor written at step t."""
-        return buffer.read(t)
-
-    @staticmethod
     def stack(buffer: tf.TensorArray, steps: int | tf.Tensor) -> tf.Tensor:
         """All steps as one tensor [steps, ...]."""
         return buffer.stack() if isinstance(steps, int) else buffer.stack()[:steps]
@@ -76,11 +71,6 @@ class StaticBuffers:
     def write(buffer: tf.Tensor, t: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
         """The buffer with `value` at step t."""
         return tf.tensor_scatter_nd_update(buffer, tf.reshape(t, [1, 1]), tf.expand_dims(value, 0))
-
-    @staticmethod
-    def read(buffer: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
-        """The tensor written at step t."""
-        return tf.gather(buffer, t)
 
     @staticmethod
     def stack(buffer: tf.Tensor, steps: int) -> tf.Tensor:
