@@ -155,7 +155,9 @@ def top_k_probability(
     # others with the worst that was.
     best_outside, worst_inside = highest[..., k : k + 1], highest[..., k - 1 : k]
     threshold = tf.where(noisy_logits > best_outside, best_outside, worst_inside)
-    return _normal_cdf((clean_logits - threshold) / tf.maximum(noise_stddev, _SMALLEST_STDDEV))
+    # Not a quotient: where logits are huge its gradient is 0 * inf.
+    precision = tf.math.reciprocal(tf.maximum(noise_stddev, _SMALLEST_STDDEV))
+    return _normal_cdf((clean_logits - threshold) * precision)
 
 
 def _normal_cdf(x: tf.Tensor) -> tf.Tensor:

@@ -9,6 +9,7 @@ from absl.testing import parameterized
 
 from tests.base import TestCase
 from tf_moe.layers import SparseMoE
+from tf_moe.layers.balance import BALANCE_METRICS
 from tf_moe.losses import cv_squared
 
 ENOUGH = 100.0  # a capacity factor that drops nothing
@@ -302,6 +303,7 @@ class MetricsTest(TestCase):
         layer(x)
         results = {m.name: float(m.result()) for m in layer.metrics}
         expected = {"importance_cv": 0, "load_cv": 0, "max_over_mean_load": 1, "dropped_fraction": 0.5}
+        expected["nonfinite_fraction"] = 0
         self.assertAllClose(results, {f"moe/{name}": value for name, value in expected.items()}, atol=1e-3)
 
     def test_are_in_the_log_of_each_layer(self):
@@ -310,7 +312,7 @@ class MetricsTest(TestCase):
         x = self.normal(8, 4)
         history = model.fit(x, x, validation_data=(x, x), verbose=0).history
         for layer in "ab":
-            for name in ("importance_cv", "load_cv", "max_over_mean_load", "dropped_fraction"):
+            for name in BALANCE_METRICS:
                 self.assertIn(f"{layer}/{name}", history)
                 self.assertIn(f"val_{layer}/{name}", history)
 

@@ -117,4 +117,12 @@ def mask_rows(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
     return tf.where(mask, values, tf.zeros([], values.dtype))
 
 
+def sum_rows(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+    """Sum of the rows `(T, E)` of unmasked tokens, `(E,)`; all rows must be finite."""
+    if mask is None:
+        return tf.reduce_sum(values, axis=0)
+    # As a product, since the masked matrix would be one more of that size to write and read.
+    return tf.squeeze(tf.matmul(tf.expand_dims(tf.cast(mask, values.dtype), 0), values), 0)
+
+
 Initializer = str | Callable | keras.initializers.Initializer

@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from tf_moe.gates.choice import choose, choose_noisy
-from tf_moe.gates.gate import Gate, Initializer, check_levels, mask_rows
+from tf_moe.gates.gate import Gate, Initializer, check_levels, mask_rows, sum_rows
 from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
 from tf_moe.initializers import PerExpert
 from tf_moe.ops.by_group import matmul_by_group
@@ -96,7 +96,7 @@ class Hierarchical(Gate):
             return index, mask_rows(weights, mask), None
         noise = self.noise(tf.shape(clean_logits))
         index, weights, probability = choose_noisy(clean_logits, tf.matmul(inputs, self.noise_kernel), noise, self.k[0])
-        return index, mask_rows(weights, mask), tf.reduce_sum(mask_rows(probability, mask), axis=0)
+        return index, mask_rows(weights, mask), sum_rows(probability, mask)
 
     def _choose_experts(self, inputs, group, group_weights, training):
         """Second level: experts and weights (T, k0, k1), and in training the loads (a, b)."""

@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from tf_moe.gates.choice import choose, choose_noisy
-from tf_moe.gates.gate import Gate, Initializer, check_choice, mask_rows
+from tf_moe.gates.gate import Gate, Initializer, check_choice, mask_rows, sum_rows
 from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
 from tf_moe.ops.ties import code_tokens
 
@@ -69,7 +69,7 @@ class NoisyTopK(Gate):
                 clean_logits, noise_logits, self.noise(tf.shape(clean_logits)), self.k
             )
             weights = mask_rows(weights, mask)
-            load = tf.reduce_sum(mask_rows(probability, mask), axis=0)
+            load = sum_rows(probability, mask)
         else:
             index, weights = choose(clean_logits, code_tokens(inputs), self.k)
             weights = mask_rows(weights, mask)

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tf_moe.losses import cv_squared
 
-BALANCE_METRICS = ("importance_cv", "load_cv", "max_over_mean_load", "dropped_fraction")
+BALANCE_METRICS = ("importance_cv", "load_cv", "max_over_mean_load", "dropped_fraction", "nonfinite_fraction")
 
 
 def balance_metrics(prefix: str) -> dict[str, keras.metrics.Mean]:

@@ -21,6 +21,7 @@ from tf_moe.gates.routing import Routing, dense_gates
 from tf_moe.layers.balance import balance_metrics, measure_balance
 from tf_moe.losses import cv_squared
 from tf_moe.mesh.shards import computed_where, current_shards
+from tf_moe.ops.screen import Screen, screen
 
 
 @keras.saving.register_keras_serializable(package="tf_moe")
@@ -33,8 +34,11 @@ class SparseMoE(keras.layers.Layer):
 
     Masked positions take no place in any expert, count in no loss and no statistic, and come back as zeros; the mask is
     passed on. In training the layer adds its balance losses, `importance_weight * CV(importance)^2 + load_weight *
-    CV(load)^2`, over all unmasked positions. It logs `importance_cv`, `load_cv`, `max_over_mean_load` and
-    `dropped_fraction` as metrics that start with its name.
+    CV(load)^2`, over all unmasked positions. It logs `importance_cv`, `load_cv`, `max_over_mean_load`,
+    `dropped_fraction` and `nonfinite_fraction` as metrics that start with its name.
+
+    A position with a NaN or an infinity, or with features so large that products overflow (they add up to 1e35), comes
+    back as NaN, and otherwise counts as masked does: it reaches no expert, no other position, no loss and no gradient.
 
     Args:
         num_experts: Number of experts; or a pair (groups, experts in each group) for two levels.
@@ -207,17 +211,17 @@ class SparseMoE(keras.layers.Layer):
         if shards is not None:
             tokens = shards.lay_out_batch(tokens)
             token_mask = None if token_mask is None else shards.lay_out_batch(token_mask)
-        routing = self.gate(tokens, mask=token_mask, training=training)
+        valid = screen(tokens, token_mask)
+        tokens = valid.clear(tokens)
+        routing = self.gate(tokens, mask=valid.takes_part, training=training)
         plan = self._plan(routing, tokens)
         rows = plan.dispatch(tokens)
         rows = self.experts(rows, plan.counts, capacity=plan.capacity, block=plan.block)
         outputs = tf.cast(plan.combine(rows, routing.combine_weights), self.compute_dtype)
-        outputs = self.output_activation(outputs)
-        if token_mask is not None:  # the output activation of zero need not be zero
-            outputs = tf.where(tf.expand_dims(token_mask, -1), outputs, tf.zeros([], outputs.dtype))
+        outputs = valid.fill(self.output_activation(outputs))
         if training:
             self.add_loss(self._balance_loss(routing))
-        self._update_metrics(routing, plan)
+        self._update_metrics(routing, plan, valid)
         if shards is not None and inputs.shape[0] % shards.batch_pieces:
             outputs = shards.whole(outputs)
         if inputs.shape.is_fully_defined():
@@ -240,7 +244,8 @@ class SparseMoE(keras.layers.Layer):
         if not self.built:
             self.build(inputs.shape)
         tokens, token_mask = self._flatten(inputs, mask)
-        routing = self.gate(tokens, mask=token_mask, training=training)
+        valid = screen(tokens, token_mask)
+        routing = self.gate(valid.clear(tokens), mask=valid.takes_part, training=training)
         return routing._replace(gates=dense_gates(routing, self.total_experts))
 
     def _flatten(self, inputs, mask):
@@ -277,8 +282,9 @@ class SparseMoE(keras.layers.Layer):
         loss += self.importance_weight * cv_squared(routing.importance)
         return loss + self.load_weight * cv_squared(routing.load)
 
-    def _update_metrics(self, routing: Routing, plan: Plan):
+    def _update_metrics(self, routing: Routing, plan: Plan, valid: Screen):
         values = measure_balance(routing.importance, routing.load, plan.dropped, plan.assigned)
+        values["nonfinite_fraction"] = valid.nonfinite_fraction()
         for name, value in values.items():
             self.balance_metrics[name].update_state(tf.stop_gradient(value))
 
