@@ -40,20 +40,50 @@ def language_model(
 
     Reference: appendix C.1 of Shazeer et al. (2017).
     """
+    width = checks.integer("width", width)
+    first = LSTM(width, return_sequences=True, name="lstm_1")
+    last = LSTM(width, return_sequences=True, name="lstm_2")
+    check_layers("middle", middle)
+    return residual_language_model(vocabulary_size, [first, *middle, last], width, dropout, name)
+
+
+def residual_language_model(
+    vocabulary_size: int,
+    layers: list[keras.layers.Layer],
+    width: int = 512,
+    dropout: float = 0.1,
+    name: str = "language_model",
+) -> keras.Model:
+    """Embedding, any layers, softmax, with the paper's dropout and residual connections: see `language_model`.
+
+    Args:
+        vocabulary_size: Number of tokens V; id 0 is padding, and masked.
+        layers: All layers between embedding and softmax, each mapping `(batch, time, width)` to the same.
+        width: Width of the embedding and of all outputs. Default 512.
+        dropout: Share of activations dropped. Default 0.1.
+        name: Name of the model.
+
+    Raises:
+        ValueError: If a size is no positive integer, `dropout` not in 0 to 1, or a layer does not keep the width.
+        TypeError: If `layers` is no list of layers.
+    """
     vocabulary_size, width = checks.integer("vocabulary_size", vocabulary_size), checks.integer("width", width)
     checks.number("dropout", dropout, "a number from 0 to 1", lambda x: 0 <= x <= 1)
-    if not isinstance(middle, (list, tuple)) or not all(isinstance(layer, keras.layers.Layer) for layer in middle):
-        raise TypeError(f"middle must be a list of layers, also where it is one. Received: middle={middle!r}.")
+    check_layers("layers", layers)
     ids = keras.Input((None,), dtype="int32", name="ids")
     x = keras.layers.Embedding(vocabulary_size, width, mask_zero=True, name="embedding")(ids)
     x = keras.layers.Dropout(dropout)(x)
-    first = LSTM(width, return_sequences=True, name="lstm_1")
-    last = LSTM(width, return_sequences=True, name="lstm_2")
-    for layer in (first, *middle, last):
+    for layer in layers:
         x = keras.layers.Add()([x, keras.layers.Dropout(dropout)(layer(x))])
     # Logits in float32 under any dtype policy: a softmax over a vocabulary does not do with bfloat16.
     logits = keras.layers.Dense(vocabulary_size, dtype="float32", name="softmax")(x)
     return keras.Model(ids, logits, name=name)
+
+
+def check_layers(name: str, layers: list[keras.layers.Layer]) -> None:
+    """Raise TypeError unless it is a list of layers."""
+    if not isinstance(layers, (list, tuple)) or not all(isinstance(layer, keras.layers.Layer) for layer in layers):
+        raise TypeError(f"{name} must be a list of layers, also where it is one. Received: {name}={layers!r}.")
 
 
 def dense_twin(moe: SparseMoE, width: int, name: str = "dense") -> keras.Sequential:

@@ -8,6 +8,7 @@ Example:
 
 from tf_moe.text.contiguous import contiguous_batches
 from tf_moe.text.corpus import Corpus
+from tf_moe.text.facts import FactLanguage
 from tf_moe.text.sentences import sentence_batches
 from tf_moe.text.text import Text
 from tf_moe.text.tokenizer import Tokenizer
@@ -15,6 +16,7 @@ from tf_moe.text.vocabulary import Vocabulary, build_vocabulary
 
 __all__ = [
     "Corpus",
+    "FactLanguage",
     "Text",
     "Tokenizer",
     "Vocabulary",

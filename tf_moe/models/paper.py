@@ -1,0 +1,163 @@
+"""The language models of the paper by their names, and what each costs."""
+
+import dataclasses
+import itertools
+
+import keras
+
+from tf_moe import checks
+from tf_moe.layers import LSTM, SparseMoE
+from tf_moe.models.language_model import residual_language_model
+
+
+@dataclasses.dataclass(frozen=True)
+class PaperNetwork:
+    """One of the paper's language models: its shape, without any weights.
+
+    Embedding, an LSTM, the mixture of experts (or one dense expert in its place, or nothing), the other LSTMs, softmax.
+
+    Attributes:
+        name: As in the paper's tables.
+        width: Width of the embedding and of every layer's output.
+        lstm_units: Units of each LSTM, projected to `width` where they are more.
+        num_experts: Number of experts, a pair for two levels, or None for no gate.
+        k: Number of experts for each position, a pair for two levels, or None.
+        expert_hidden: Width of each hidden layer of an expert; with `num_experts` None, of the dense layers in the
+            place of the mixture; empty for LSTMs alone.
+        dropout: Share of each layer's output dropped in training.
+
+    Example:
+
+    >>> network = tf_moe.models.PAPER["MoE-256"]
+    >>> round(network.parameters / 1e6, 1), round(network.ops_per_timestep / 1e6, 2)
+    (272.9, 8.65)
+    >>> model = network.scaled(width=64).build(vocabulary_size=10_000)
+
+    Reference: appendices C and D, tables 1, 7 and 8, of Shazeer et al. (2017).
+    """
+
+    name: str
+    width: int = 512
+    lstm_units: tuple[int, ...] = (512, 512)
+    num_experts: int | tuple[int, int] | None = None
+    k: int | tuple[int, int] | None = None
+    expert_hidden: tuple[int, ...] = ()
+    dropout: float = 0.1
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights without embedding, softmax and biases, as the paper counts them."""
+        experts, gate = self._expert, self.width
+        match self.num_experts:
+            case (groups, per_group):
+                experts *= groups * per_group
+                gate *= groups + groups * per_group
+            case None:
+                gate = 0
+            case number:
+                experts *= number
+                gate *= number
+        return self._lstms + experts + 2 * gate  # W_g and W_noise
+
+    @property
+    def ops_per_timestep(self) -> int:
+        """Multiply-adds of the forward pass for one token without embedding and softmax, as the paper counts them."""
+        match self.num_experts, self.k:
+            case (groups, per_group), (groups_chosen, chosen):
+                experts = groups_chosen * chosen * self._expert
+                gate = self.width * (groups + groups_chosen * per_group)
+            case None, None:
+                experts, gate = self._expert, 0
+            case number, k:
+                experts, gate = k * self._expert, self.width * number
+        return self._lstms + experts + 2 * gate
+
+    @property
+    def _lstms(self) -> int:
+        return sum(
+            4 * units * 2 * self.width + (units * self.width if units != self.width else 0) for units in self.lstm_units
+        )
+
+    @property
+    def _expert(self) -> int:
+        if not self.expert_hidden:
+            return 0
+        widths = (self.width, *self.expert_hidden, self.width)
+        return sum(before * after for before, after in itertools.pairwise(widths))
+
+    def scaled(self, width: int) -> "PaperNetwork":
+        """The same network at another width: all widths in proportion, experts as many.
+
+        Raises:
+            ValueError: If `width` is no positive integer.
+        """
+        width = checks.integer("width", width)
+
+        def scale(sizes):
+            return tuple(max(1, round(size * width / self.width)) for size in sizes)
+
+        return dataclasses.replace(
+            self, width=width, lstm_units=scale(self.lstm_units), expert_hidden=scale(self.expert_hidden)
+        )
+
+    def middle(self, **arguments) -> list[keras.layers.Layer]:
+        """What stands after the first LSTM: the mixture, a dense expert, or nothing.
+
+        Args:
+            **arguments: Of `SparseMoE`, to change it; the paper's networks have the sigmoid as `output_activation`.
+        """
+        if self.num_experts is not None:
+            (hidden,) = self.expert_hidden
+            arguments = {"output_activation": "sigmoid", "name": "moe", **arguments}
+            return [SparseMoE(self.num_experts, hidden, k=self.k, **arguments)]
+        if not self.expert_hidden:
+            return []
+        hidden = [keras.layers.Dense(n, activation="relu", use_bias=False) for n in self.expert_hidden]
+        expert = keras.Sequential([*hidden, keras.layers.Dense(self.width, "sigmoid", use_bias=False)], name="expert")
+        expert.supports_masking = True  # its layers do, but a Sequential says no of itself
+        return [expert]
+
+    def build(self, vocabulary_size: int, **arguments) -> keras.Model:
+        """A new model from ids `(batch, time)` to logits `(batch, time, vocabulary_size)`; id 0 is padding.
+
+        Args:
+            vocabulary_size: Number of ids.
+            **arguments: Of `SparseMoE`, to change the mixture: `gate`, `importance_weight`, `seed` and so on.
+
+        Raises:
+            ValueError: If `vocabulary_size` is no positive integer, or an argument of the mixture is out of range.
+        """
+        first, *others = (
+            LSTM(units, None if units == self.width else self.width, return_sequences=True, name=f"lstm_{n}")
+            for n, units in enumerate(self.lstm_units, 1)
+        )
+        layers = [first, *self.middle(**arguments), *others]
+        return residual_language_model(vocabulary_size, layers, self.width, self.dropout, name=self.name)
+
+
+def _mixture(name: str, num_experts: int | tuple[int, int], **sizes) -> PaperNetwork:
+    k = (2, 2) if isinstance(num_experts, tuple) else 4
+    return PaperNetwork(name, num_experts=num_experts, k=k, **{"expert_hidden": (1024,), **sizes})
+
+
+PAPER = {
+    network.name: network
+    for network in (
+        PaperNetwork("MoE-1-Wide", expert_hidden=(4096,)),
+        PaperNetwork("MoE-1-Deep", expert_hidden=(1024,) * 4),
+        PaperNetwork("4xLSTM-512", lstm_units=(512,) * 4),
+        PaperNetwork("LSTM-2048-512", lstm_units=(2048,)),
+        PaperNetwork("2xLSTM-8192-1024", width=1024, lstm_units=(8192, 8192)),
+        _mixture("MoE-4", 4),
+        _mixture("MoE-32", 32),
+        _mixture("MoE-256", 256),
+        _mixture("MoE-256-h", (16, 16)),
+        _mixture("MoE-1024-h", (16, 64), dropout=0.2),
+        _mixture("MoE-4096-h", (16, 256), dropout=0.2),
+        _mixture("MoE-34M", (16, 64), width=1024, lstm_units=(1024, 1024), expert_hidden=(2048,), dropout=0.3),
+        _mixture("MoE-143M", (16, 16), width=1024, lstm_units=(4096, 4096), expert_hidden=(8192,), dropout=0.4),
+        _mixture("MoE-16384-h", (128, 128)),
+        _mixture("MoE-65536-h", (256, 256)),
+        _mixture("MoE-131072-h", (256, 512)),
+    )
+}
