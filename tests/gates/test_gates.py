@@ -1,7 +1,10 @@
 import keras
+import tensorflow as tf
+from absl.testing import parameterized
 
 from tests.base import TestCase
 from tf_moe import gates
+from tf_moe.losses import cv_squared
 
 
 class GetTest(TestCase):
@@ -54,3 +57,28 @@ class GetTest(TestCase):
             self.assertEqual(again.get_config(), gate.get_config())
             with self.assertRaisesRegex(ValueError, "must be made for"):
                 gates.get(config, 5, 2)
+
+
+class WithoutNoiseTest(TestCase):
+    @parameterized.parameters((gates.NoisyTopK, 6, 2), (gates.NoisyTopK, 6, 1), (gates.Hierarchical, (3, 4), (2, 2)))
+    def test_training_is_as_evaluation(self, kind, num_experts, k):
+        """Same choice and load; the kernels learn from task and importance, and there are none for noise."""
+        gate = kind(num_experts, k, kernel_initializer="glorot_normal", noisy=False)
+        x, mask = self.normal(20, 5), self.rng.random(20) < 0.7
+        with tf.GradientTape() as tape:
+            training = gate(x, mask=mask, training=True)
+            loss = cv_squared(training.importance) + cv_squared(training.load)
+            loss += tf.reduce_sum(training.combine_weights[:, 0])
+        for ours, expected in zip(training, gate(x, mask=mask), strict=True):
+            if ours is not None:
+                self.assertAllEqual(ours, expected)
+        self.assertEqual([w.name for w in gate.weights], ["kernel", "group_kernel"][: len(gate.weights)])
+        for gradient in tape.gradient(loss, gate.trainable_variables):
+            self.assertAllInRange(tf.reduce_max(tf.abs(gradient)), 1e-6, 1e6)
+
+    def test_is_in_the_config(self):
+        for gate in (gates.NoisyTopK(4, 2, noisy=False), gates.Hierarchical((4, 2), (2, 1), noisy=False)):
+            again = gates.get(keras.saving.serialize_keras_object(gate), gate.num_experts, gate.k)
+            self.assertIs(again.noisy, False)
+        with self.assertRaisesRegex(ValueError, "noisy must be True or False. Received: noisy='no'"):
+            gates.NoisyTopK(4, 2, noisy="no")

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tf_moe import checks
 from tf_moe.gates.choice import choose, choose_noisy
 from tf_moe.gates.gate import Gate, Initializer, check_levels, mask_rows, sum_rows
 from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
@@ -28,6 +29,8 @@ class Hierarchical(Gate):
         kernel_initializer: Initializer of both levels' kernels. Default "zeros".
         noise_kernel_initializer: Initializer of both levels' noise kernels. Default "zeros".
         seed: Integer seed of the noise, or None.
+        noisy: Whether there is noise in training. Default True. Without it there are no noise kernels, and the load is
+            the number of tokens, which has no gradient: only the importance loss balances then.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
@@ -49,19 +52,21 @@ class Hierarchical(Gate):
         kernel_initializer: Initializer = "zeros",
         noise_kernel_initializer: Initializer = "zeros",
         seed: int | None = None,
+        noisy: bool = True,
         **kwargs,
     ):
         super().__init__(*check_levels(num_experts, k), seed=seed, **kwargs)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.noise_kernel_initializer = keras.initializers.get(noise_kernel_initializer)
+        self.noisy = checks.boolean("noisy", noisy)
 
     def build(self, input_shape):
         width, (groups, experts) = input_shape[-1], self.num_experts
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: width})
-        for name, initializer in (
-            ("kernel", self.kernel_initializer),
-            ("noise_kernel", self.noise_kernel_initializer),
-        ):
+        initializers = {"kernel": self.kernel_initializer}
+        if self.noisy:
+            initializers["noise_kernel"] = self.noise_kernel_initializer
+        for name, initializer in initializers.items():
             first = self.add_weight(shape=(width, groups), initializer=initializer, name=name)
             second = self.add_weight(
                 shape=(groups, width, experts), initializer=PerExpert(initializer, 1), name=f"group_{name}"
@@ -70,6 +75,7 @@ class Hierarchical(Gate):
             setattr(self, f"group_{name}", second)
 
     def call(self, inputs, mask=None, training=False) -> Routing:
+        training = training and self.noisy
         group, group_weights, group_load = self._choose_groups(inputs, mask, training)
         expert, expert_weights, expert_load = self._choose_experts(inputs, group, group_weights, training)
         tokens = tf.shape(inputs)[0]
@@ -126,4 +132,5 @@ class Hierarchical(Gate):
             **super().get_config(),
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "noise_kernel_initializer": keras.initializers.serialize(self.noise_kernel_initializer),
+            "noisy": self.noisy,
         }

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tf_moe import checks
 from tf_moe.gates.choice import choose, choose_noisy
 from tf_moe.gates.gate import Gate, Initializer, check_choice, mask_rows, sum_rows
 from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
@@ -28,6 +29,8 @@ class NoisyTopK(Gate):
         kernel_initializer: Initializer of W_g. Default "zeros".
         noise_kernel_initializer: Initializer of W_noise. Default "zeros".
         seed: Integer seed of the noise, or None.
+        noisy: Whether there is noise in training. Default True. Without it there is no `noise_kernel`, and the load is
+            the number of tokens, which has no gradient: only the importance loss balances then.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
@@ -49,21 +52,26 @@ class NoisyTopK(Gate):
         kernel_initializer: Initializer = "zeros",
         noise_kernel_initializer: Initializer = "zeros",
         seed: int | None = None,
+        noisy: bool = True,
         **kwargs,
     ):
         super().__init__(*check_choice(num_experts, k), seed=seed, **kwargs)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.noise_kernel_initializer = keras.initializers.get(noise_kernel_initializer)
+        self.noisy = checks.boolean("noisy", noisy)
 
     def build(self, input_shape):
         shape = (input_shape[-1], self.num_experts)
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: input_shape[-1]})
         self.kernel = self.add_weight(shape=shape, initializer=self.kernel_initializer, name="kernel")
-        self.noise_kernel = self.add_weight(shape=shape, initializer=self.noise_kernel_initializer, name="noise_kernel")
+        if self.noisy:
+            self.noise_kernel = self.add_weight(
+                shape=shape, initializer=self.noise_kernel_initializer, name="noise_kernel"
+            )
 
     def call(self, inputs, mask=None, training=False) -> Routing:
         clean_logits = tf.matmul(inputs, self.kernel)
-        if training:
+        if training and self.noisy:
             noise_logits = tf.matmul(inputs, self.noise_kernel)
             index, weights, probability = choose_noisy(
                 clean_logits, noise_logits, self.noise(tf.shape(clean_logits)), self.k
@@ -81,4 +89,5 @@ class NoisyTopK(Gate):
             **super().get_config(),
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "noise_kernel_initializer": keras.initializers.serialize(self.noise_kernel_initializer),
+            "noisy": self.noisy,
         }

@@ -1,0 +1,77 @@
+"""What the studies train and test on: the generated language, or real text."""
+
+import argparse
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tf_moe.text import Corpus, FactLanguage, build_vocabulary, contiguous_batches
+
+
+class Data(NamedTuple):
+    """Batches of (tokens, next tokens, weights), and what is known of them.
+
+    Attributes:
+        name: For the table.
+        vocabulary_size: Number of ids, padding included.
+        train: From a seed, batches without end.
+        validation: Batches.
+        test: Batches.
+        floor: Perplexity that no model can be under; None where nobody knows it.
+    """
+
+    name: str
+    vocabulary_size: int
+    train: Callable[[int], tf.data.Dataset]
+    validation: tf.data.Dataset
+    test: tf.data.Dataset
+    floor: float | None
+
+
+def load(options: argparse.Namespace) -> Data:
+    return generated(options) if options.corpus == "generated" else text(options)
+
+
+def generated(options) -> Data:
+    """Sequences of `FactLanguage`: other ones for each seed, and none of the training's in the test."""
+    language = FactLanguage(options.words, options.facts, options.exponent)
+
+    def held_out(seed):
+        return language.batches(4 * options.batch, options.time, seed, options.held_out).cache()
+
+    return Data(
+        f"generated, {language.num_words} words",
+        language.vocabulary_size,
+        lambda seed: language.batches(options.batch, options.time, seed + 2),
+        held_out(0),
+        held_out(1),
+        language.perplexity,
+    )
+
+
+def text(options) -> Data:
+    """Windows of the standard library of this machine, or of the files in a directory."""
+    if options.corpus == "python":
+        corpus, tokenizer = Corpus.standard_library(), "code"
+    else:
+        corpus, tokenizer = Corpus.from_directory(options.corpus), "words"
+    vocabulary = build_vocabulary(corpus.train, options.words, tokenizer=tokenizer)
+
+    def held_out(part):
+        length = vocabulary.count_tokens(part)
+        return contiguous_batches(part, vocabulary, 4 * options.batch, options.time, num_tokens=length).cache()
+
+    def train(seed):
+        batches = contiguous_batches(
+            corpus.train,
+            vocabulary,
+            options.batch,
+            options.time,
+            shuffle_buffer=100_000,
+            seed=seed,
+            drop_remainder=True,
+        )
+        return batches.repeat()
+
+    return Data(options.corpus, len(vocabulary), train, held_out(corpus.validation), held_out(corpus.test), None)
