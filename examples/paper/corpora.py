@@ -41,7 +41,7 @@ def generated(options) -> Data:
         return language.batches(4 * options.batch, options.time, seed, options.held_out).cache()
 
     return Data(
-        f"generated, {language.num_words} words",
+        f"generated, {options.words} words, {options.facts:g} facts, exponent {options.exponent:g}",
         language.vocabulary_size,
         lambda seed: language.batches(options.batch, options.time, seed + 2),
         held_out(0),
@@ -74,4 +74,5 @@ def text(options) -> Data:
         )
         return batches.repeat()
 
-    return Data(options.corpus, len(vocabulary), train, held_out(corpus.validation), held_out(corpus.test), None)
+    name = f"{options.corpus}, {options.words} words"
+    return Data(name, len(vocabulary), train, held_out(corpus.validation), held_out(corpus.test), None)
