@@ -1,5 +1,6 @@
 """The figures, drawn from the rows of the table alone. Groups differ in marker and grey value, not only in colour."""
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from table import as_numbers
 from tf_moe.models import PAPER
 
 DENSE, FLAT, HIERARCHICAL = "dense", "flat mixture, k = 4", "hierarchical mixture, k = 2 x 2"
+COLUMN, LINE = 40, 15  # pixels: how far apart points are labelled together, and the height of a label
 STYLES = {
     DENSE: {"color": "#9e9ac8", "marker": "s"},
     FLAT: {"color": "#08306b", "marker": "o"},
@@ -54,7 +56,7 @@ def plot_family(rows: list[dict[str, str]], folder: Path, title: str) -> None:
     """Test perplexity against the number of experts, and against the compute of a time step."""
     found, floors = points(rows), as_numbers(rows, "floor")
     for axis, label in (("experts", "experts (dense networks: 1)"), ("ops", "multiply-adds a time step")):
-        figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
+        figure = matplotlib.figure.Figure(figsize=(8, 5), dpi=120, layout="constrained")
         axes = figure.subplots()
         for kind, style in STYLES.items():
             group = [point for point in found if point.kind == kind]
@@ -67,32 +69,51 @@ def plot_family(rows: list[dict[str, str]], folder: Path, title: str) -> None:
             )
             line = "--" if kind == FLAT and axis == "experts" else ""
             axes.errorbar(x, mean, spread.T, capsize=4, linestyle=line, markersize=8, label=kind, **style)
-        label_points(axes, found, axis)
         if floors:
             axes.axhline(floors[0], color="black", linestyle=":", label=f"floor, {floors[0]:.2f}")
         seeds = max(len(point.perplexities) for point in found)
         axes.set(xscale="log", yscale="log", xlabel=label, ylabel=f"test perplexity ({_seeds(seeds)})", title=title)
-        axes.margins(x=0.25)
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.margins(x=0.3, y=0.12)
         axes.grid(alpha=0.3, which="both")
-        axes.legend()
-        figure.savefig(folder / f"perplexity_by_{axis}.png", dpi=120)
+        for which in (axes.xaxis, axes.yaxis):
+            which.set_major_formatter("{x:,g}")
+            which.set_minor_formatter("{x:,g}")
+        axes.tick_params(which="minor", labelsize=7)
+        if axis == "experts":
+            axes.set_xticks(sorted({point.experts for point in found}))
+            axes.set_xticks([], minor=True)
+        figure.legend(loc="outside lower center", ncols=4)
+        label_points(figure, axes, [(getattr(point, axis), point) for point in found])
+        figure.savefig(folder / f"perplexity_by_{axis}.png")
 
 
-def label_points(axes, found: list[Point], axis: str) -> None:
-    """Every point's name and value; those that share a place are listed one above the other."""
-    columns = defaultdict(list)
-    for point in found:
-        columns[getattr(point, axis)].append(point)
-    for x, column in columns.items():
-        for n, point in enumerate(sorted(column, key=lambda point: point.mean)):
+def label_points(figure, axes, found: list[tuple[float, Point]]) -> None:
+    """Every point's name and value: beside those that stand close together, one above the other."""
+    figure.draw_without_rendering()  # only now it is known where on the page things are
+    places = sorted((*axes.transData.transform((x, point.mean)), point) for x, point in found)
+    columns = [[places[0]]]
+    for before, place in itertools.pairwise(places):
+        if place[0] - before[0] > COLUMN:
+            columns.append([])
+        columns[-1].append(place)
+    for column in columns:
+        column.sort(key=lambda place: place[1])
+        is_first = column is columns[0]  # labelled on its left, where nothing else stands
+        beside = min(x for x, _, _ in column) - 14 if is_first else max(x for x, _, _ in column) + 14
+        wanted = np.array([y for _, y, _ in column])
+        heights = np.maximum.accumulate(wanted - LINE * np.arange(len(column))) + LINE * np.arange(len(column))
+        heights += (wanted - heights).mean()
+        for (x, y, point), height in zip(column, heights, strict=True):
             axes.annotate(
                 f"{point.network}  {point.mean:.2f}",
-                (x, point.mean),
-                xytext=(8, -3 if len(column) == 1 else 11 * (n - (len(column) - 1) / 2)),
-                textcoords="offset points",
+                (x, y),
+                xycoords="figure pixels",
+                xytext=(beside, height),
+                textcoords="figure pixels",
+                ha="right" if is_first else "left",
+                va="center",
                 fontsize=8,
+                arrowprops={"arrowstyle": "-", "linewidth": 0.4, "shrinkB": 3},
             )
 
 
@@ -104,7 +125,7 @@ def plot_balance(rows: list[dict[str, str]], folder: Path, title: str) -> None:
         cells[importance, load].append(row)
     importances, loads = (sorted({pair[n] for pair in cells}) for n in (0, 1))
     columns = ("test_perplexity", "importance_cv", "load_cv", "max_over_mean_load", "gradient_norm_max")
-    figure = matplotlib.figure.Figure(figsize=(4 * len(columns), 4), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(3.2 * len(columns), 3.6), layout="constrained")
     figure.suptitle(title)
     for axes, column in zip(figure.subplots(1, len(columns)), columns, strict=True):
         grid = np.full((len(importances), len(loads)), np.nan)
