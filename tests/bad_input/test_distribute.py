@@ -3,6 +3,7 @@ import io
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 from absl.testing import parameterized
 
 from tests.bad_input.base import BadInput, dense_model, zeros
@@ -22,6 +23,11 @@ def launched(*arguments):
             launch.main(arguments)
     except SystemExit as exit_:
         raise SystemExit(said.getvalue()) from exit_
+
+
+STATE = '{"checkpoint": "epoch-1-batch-0", "epoch": 1, "batch": 0, "steps": 2, "seed": 2}'
+PAIR = zeros(4, 4), zeros(4, 3)
+SOME = tf.data.Dataset.from_tensors(PAIR).filter(lambda *_: True)
 
 
 class DistributeTest(BadInput):
@@ -49,6 +55,8 @@ class DistributeTest(BadInput):
         ("save_freq_word", lambda: Resume("a", "batch"), ValueError, "save_freq='batch'"),
         ("save_freq_true", lambda: Resume("a", True), ValueError, "save_freq=True"),
         ("save_freq_fraction", lambda: Resume("a", 1.5), ValueError, "save_freq=1.5"),
+        ("save_before_exit_word", lambda: Resume("a", save_before_exit="no"), ValueError, "save_before_exit='no'"),
+        ("delete_word", lambda: Resume("a", delete_checkpoint="no"), ValueError, "delete_checkpoint='no'"),
         ("resume_number", lambda: Resume(3), TypeError, "not int"),
         ("save_nothing", lambda: save_sharded("a", None), TypeError, "model=None"),
         ("save_to_a_number", lambda: save_sharded(3, dense_model()), TypeError, "not int"),
@@ -99,24 +107,69 @@ class DistributeTest(BadInput):
         Path(path + ".data-00000-of-00001").unlink()
         self.check(lambda: restore_sharded(path, dense_model()), ValueError, f"'{path}' is damaged, or a part")
 
-    def resume(self, model, state=None):
-        directory = self.folder()
+    def resume(self, model, state=None, data=None, save_freq="epoch", at_once=1, directory=None):
+        directory = directory or self.folder()
         if state is not None:
             (directory / "state.json").write_text(state)
-        model.compile("sgd", "mse")
-        model.fit(zeros(4, 4), zeros(4, 3), epochs=2, verbose=0, callbacks=[Resume(directory)])
+        model.compile("sgd", "mse", steps_per_execution=at_once)
+        data = {"x": zeros(8, 4), "y": zeros(8, 3), "batch_size": 4} if data is None else data
+        shuffle = "y" in data  # which Keras does with arrays only
+        model.fit(**data, epochs=2, shuffle=shuffle, verbose=0, callbacks=[Resume(directory, save_freq)])
 
-    def test_resume_without_a_strategy(self):
-        self.check(lambda: self.resume(dense_model()), ValueError, "Received: 'sequential.*BackupAndRestore")
+    def test_resume_under_another_strategy(self):
+        with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+            model = dense_model()
+        self.check(lambda: self.resume(model), ValueError, "Received: 'sequential.*', of MirroredStrategy.*BackupAnd")
 
-    @parameterized.parameters("{", "3", '{"epoch": 1}')
+    @parameterized.parameters("{", "3", '{"epoch": 1}', STATE.replace("1", '"1"'), STATE.replace("2", "2.5"))
     def test_resume_from_a_damaged_state(self, state):
-        with on().scope():
-            model = dense_model()
-        self.check(lambda: self.resume(model, state), ValueError, f"is damaged.*Received: '{state}'")
+        self.check(lambda: self.resume(dense_model(), state), ValueError, f"is damaged.*Received: '{state[:60]}")
 
-    def test_resume_from_a_checkpoint_that_is_gone(self):
-        with on().scope():
-            model = dense_model()
-        state = '{"checkpoint": "epoch-1-batch-0", "epoch": 1, "batch": 0}'
-        self.check(lambda: self.resume(model, state), FileNotFoundError, "epoch-1-batch-0' *")
+    @parameterized.named_parameters(
+        ("gone", STATE, {}, FileNotFoundError, "epoch-1-batch-0' *"),
+        ("epochs", STATE.replace("1", "3"), {}, ValueError, "is of epoch 3, batch 0. Received: epochs=2"),
+        (
+            "last_epoch",
+            STATE.replace('1, "batch": 0', '2, "batch": 1'),
+            {},
+            ValueError,
+            "of epoch 2, batch 1. Received",
+        ),
+        ("steps", STATE.replace('"steps": 2', '"steps": 5'), {}, ValueError, "of a training with 5 steps.*data with 2"),
+        ("at_once", STATE.replace('0, "st', '1, "st'), {"at_once": 2}, ValueError, "after 1 batches.*execution=2"),
+    )
+    def test_resume_from_another_training(self, state, arguments, error, pattern):
+        keras.utils.set_random_seed(2)
+        self.check(lambda: self.resume(dense_model(), state, **arguments), error, pattern)
+
+    @parameterized.parameters(2, 4)
+    def test_resume_of_another_model(self, width):
+        """One whose variables have other shapes, and one with further variables."""
+        directory, model = self.folder(), dense_model(3 if width == 4 else width)
+        if width == 4:
+            model.add(keras.layers.Dense(width))
+        model.compile("sgd", "mse")
+        model.optimizer.build(model.trainable_variables)
+        save_sharded(directory / "epoch-1-batch-0", model)
+        call = lambda: self.resume(dense_model(), STATE, directory=directory)  # noqa: E731
+        self.check(call, ValueError, "of another model. Received: '.*epoch-1-batch-0'")
+
+    @parameterized.named_parameters(
+        ("generator", {"x": ((zeros(4, 4), zeros(4, 3)) for _ in range(9))}, "a tf.data.Dataset.*generator object"),
+        ("part", {"x": tf.data.Dataset.from_tensors(PAIR).repeat(3), "steps_per_epoch": 2}, "epoch=2.*of 3 batches"),
+        ("unknown", {"x": SOME, "steps_per_epoch": 2}, "steps_per_epoch=2, and data of unknown length"),
+        ("arrays", {"x": PAIR[0], "y": PAIR[1], "steps_per_epoch": 2}, "steps_per_epoch=2, and data of unknown"),
+    )
+    def test_resume_with_data(self, data, pattern):
+        self.check(lambda: self.resume(dense_model(), data=data), ValueError, pattern)
+
+    def test_resume_without_a_seed(self):
+        tf.random.set_seed(None)
+        self.check(lambda: self.resume(dense_model(), save_freq=1), ValueError, "Received: shuffle=True.*_seed")
+
+    def test_resume_with_fewer_batches(self):
+        """Found when the batches that were seen are read."""
+        keras.utils.set_random_seed(2)
+        state = STATE.replace('1, "batch": 0', '0, "batch": 2').replace('"steps": 2', '"steps": null')
+        data = {"x": tf.data.Dataset.from_tensors(PAIR).filter(lambda *_: False)}
+        self.check(lambda: self.resume(dense_model(), state, data=data), ValueError, "The data ended before the place")

@@ -278,6 +278,19 @@ class NoiseTest(TestCase):
         self.assertAllEqual(indices[0], indices[1])
         self.assertNotAllEqual(indices[0], indices[2])
 
+    def test_noise_differs_by_layer_and_by_call(self):
+        """Without a seed, and also where a model has the same layer twice."""
+        first, second = SparseMoE(6, 3, k=2), SparseMoE(6, 3, k=2)
+        x = self.normal(20, 4)
+        for layer in (first, second):
+            layer.build(x.shape)
+            layer.set_weights(first.get_weights())
+        model = tf.function(lambda x: [layer(x, training=True) for layer in (first, second, first)])
+        outputs = [*model(x), *model(x)]
+        for n, output in enumerate(outputs):
+            for other in outputs[:n]:
+                self.assertNotAllClose(output, other)
+
     def test_recompute_keeps_the_routing(self):
         """With other noise in the second computation the gradients would be those of other experts."""
         x = tf.constant(self.normal(30, 4))

@@ -1,6 +1,5 @@
 """Batches of a dataset, split over the devices of a mesh."""
 
-import itertools
 from collections.abc import Iterator
 
 import tensorflow as tf
@@ -23,18 +22,28 @@ class DistributedBatches:
         shards: The mesh.
         is_global: Whether each process reads whole batches, and keeps its part of them. Otherwise each reads just its
             own part, and all parts of a batch have one size.
-        first_batch: Asked at the start of each pass for the number of its first batch.
     """
 
-    def __init__(self, dataset, shards: Shards, is_global: bool = True, first_batch=lambda: 0):
-        self._dataset, self._shards, self._is_global = dataset, shards, is_global
-        self._first_batch = first_batch
+    def __init__(self, dataset, shards: Shards, is_global: bool = True):
+        self.dataset, self._shards, self._is_global = dataset, shards, is_global
 
-    def __iter__(self) -> Iterator:
-        for batch in itertools.islice(self._dataset, self._first_batch(), None):
-            with tf.device(self._shards.mesh.local_devices()[0]):
-                placed = tf.nest.map_structure(lambda x: OnMesh(place_batch(x, self._shards, self._is_global)), batch)
-            yield placed
+    def __iter__(self) -> "MeshIterator":
+        return MeshIterator(self)
+
+    def place(self, batch):
+        """A batch of the dataset, on the mesh."""
+        with tf.device(self._shards.mesh.local_devices()[0]):
+            return tf.nest.map_structure(lambda x: OnMesh(place_batch(x, self._shards, self._is_global)), batch)
+
+
+class MeshIterator(Iterator):
+    """One pass over `DistributedBatches`; it begins when this is made."""
+
+    def __init__(self, batches: DistributedBatches):
+        self.batches, self._iterator = batches, iter(batches.dataset)
+
+    def __next__(self):
+        return self.batches.place(next(self._iterator))
 
 
 def reader(shards: Shards) -> tuple[int, int]:
@@ -46,7 +55,7 @@ def reader(shards: Shards) -> tuple[int, int]:
     return shards.batch_pieces // len(mine), min(mine) // len(mine)
 
 
-def distribute(dataset, shards: Shards, first_batch) -> DistributedBatches:
+def distribute(dataset, shards: Shards) -> DistributedBatches:
     """The batches of a dataset, read as `tf.data.experimental.AutoShardPolicy` says.
 
     By default, and with DATA, every process reads whole batches and keeps its part. With OFF each process's dataset has
@@ -55,7 +64,6 @@ def distribute(dataset, shards: Shards, first_batch) -> DistributedBatches:
     Args:
         dataset: A `tf.data.Dataset`, or any other iterable of batches, of which each process reads all.
         shards: The mesh.
-        first_batch: As for `DistributedBatches`.
 
     Raises:
         ValueError: If the policy is FILE or HINT; or OFF on a mesh where two processes compute the same examples.
@@ -71,14 +79,14 @@ def distribute(dataset, shards: Shards, first_batch) -> DistributedBatches:
         )
     processes = dtensor.num_clients()
     if policy != AutoShardPolicy.OFF or processes == 1:
-        return DistributedBatches(dataset, shards, first_batch=first_batch)
+        return DistributedBatches(dataset, shards)
     if reader(shards)[0] != processes:
         raise ValueError(
             f"On this mesh some of the {processes} processes compute the same examples. Received: a dataset with "
             "auto_shard_policy=OFF, in which each reads its own. Leave the policy, or build the dataset in "
             "strategy.distribute_datasets_from_function, which says what a process has to read."
         )
-    return DistributedBatches(dataset, shards, is_global=False, first_batch=first_batch)
+    return DistributedBatches(dataset, shards, is_global=False)
 
 
 def _pieces_here(shards):

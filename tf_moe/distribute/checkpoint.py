@@ -82,7 +82,14 @@ def restore_sharded(path: str | os.PathLike, model: keras.Model, others: Sequenc
             model.optimizer.build(model.trainable_variables)
     with _reading(path):
         saved = tf.train.load_checkpoint(path).get_variable_to_shape_map()
-    for name, variable in named_variables(model, others):
+    named = named_variables(model, others)
+    parts = {name.split("/")[0] for name, _ in named}
+    if unknown := sorted(name for name in saved.keys() - dict(named).keys() if name.split("/")[0] in parts):
+        raise ValueError(
+            f"The checkpoint is of another model. Received: {path!r}, where {unknown[0]!r} has shape "
+            f"{saved[unknown[0]]}, for a model without it."
+        )
+    for name, variable in named:
         if saved.get(name) != list(variable.shape):
             raise ValueError(
                 f"The checkpoint is of another model. Received: {path!r}, where {name!r} has shape {saved.get(name)}, "

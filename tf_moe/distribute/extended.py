@@ -31,7 +31,6 @@ class MeshExtended(tf.distribute.StrategyExtended):
     def __init__(self, strategy: tf.distribute.Strategy, shards: Shards):
         super().__init__(strategy)
         self.shards = shards
-        self.skip_batches = 0
 
     def _create_variable(self, next_creator, **kwargs):
         for unused in ("use_resource", "expected_shape", "aggregation", "synchronization", "distribute_strategy"):
@@ -40,12 +39,7 @@ class MeshExtended(tf.distribute.StrategyExtended):
         return create_variable(self.shards, like=like, **kwargs)
 
     def _experimental_distribute_dataset(self, dataset, options):
-        return distribute(dataset, self.shards, self._first_batch)
-
-    def _first_batch(self):
-        """The number of the first batch of the pass over a dataset that begins now; 0 unless a training is resumed."""
-        first, self.skip_batches = self.skip_batches, 0
-        return first
+        return distribute(dataset, self.shards)
 
     def _distribute_datasets_from_function(self, dataset_fn, options):
         readers, mine = reader(self.shards)

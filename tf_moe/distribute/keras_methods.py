@@ -69,7 +69,7 @@ def _placing(make_function):
 
         def on_mesh(iterator):
             batches = (_place(batch, shards) for batch in iterator)
-            first = next(batches)  # StopIteration ends the epoch: a resumed one has fewer batches than Keras expects
+            first = next(batches)  # StopIteration ends an epoch whose length Keras does not know
             return function(itertools.chain([first], batches))
 
         return on_mesh

@@ -4,45 +4,78 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
+import signal
 import warnings
 
 import keras
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
+from tf_moe import checks
 from tf_moe.distribute.checkpoint import restore_sharded, save_sharded
 from tf_moe.distribute.connection import barrier
+from tf_moe.distribute.replay import FitData, Replay, data_of_fit, finish
 from tf_moe.distribute.strategy import ExpertParallelStrategy
 
 _STATE = "state.json"
+_DEFAULT_SEED = 87654321  # which TensorFlow names when none is set
+# What a checkpoint is of: batches seen of an epoch, how many it has, and the seed of the order of the data.
+_FIELDS = {"checkpoint": str, "epoch": int, "batch": int, "steps": int | None, "seed": int | None}
 
 
 class Resume(keras.callbacks.Callback):
-    """Saves a sharded checkpoint now and then, and goes on from it when the same script is started again.
+    """Saves a checkpoint now and then, and goes on from it when the same script is started again.
 
-    Unlike `keras.callbacks.BackupAndRestore` it never gathers the experts, it keeps the states of random number
-    generators and metrics, and after a checkpoint in the middle of an epoch it goes on in the middle: the batches that
-    were seen are skipped. So the losses are those of an uninterrupted run, if the data come in the same order; a
-    dataset that is shuffled anew in every epoch has to have that order follow from the epoch.
+    Weights and losses are then those of a run that nobody interrupted, on one device to the last bit where its
+    operations are deterministic. Unlike `keras.callbacks.BackupAndRestore` it keeps the states of random number
+    generators and metrics, goes on in the middle of an epoch, after the batches that were seen, and on a mesh never
+    gathers the experts. A checkpoint that could not be written whole, because the process was killed or the disk full,
+    never takes the place of the one before it.
 
-    Give it to `fit` of a model made in the scope of an `ExpertParallelStrategy`, the same in every process.
+    Give it to `fit` as the last of the callbacks, so that what others do to the model is saved; on a mesh, the same in
+    every process. What has to hold:
+
+    - The data come in the same order when the script is started anew. A `tf.data` shuffle does that if it, or
+      `keras.utils.set_random_seed`, has a seed: its order in an epoch follows from the seed and the number of passes
+      over the dataset before, which are made again (without reading them). So nothing else may iterate over the
+      dataset in between, and no `cache` come behind a shuffle. Arrays that `fit` shuffles need
+      `keras.utils.set_random_seed` if checkpoints are saved in mid-epoch. Where the seed is not that of the run before,
+      a warning says so.
+    - The batches of an epoch that were seen are read again, without training on them; with `steps_per_epoch` and a
+      dataset that never ends, all from the first on.
+    - The state is in the model, its metrics and its `optimizer`. Noise goes on if it comes from a
+      `keras.random.SeedGenerator` of a layer, as in all layers of Keras and of this library. What callbacks remember
+      (the patience of EarlyStopping, say) begins anew.
 
     Args:
         directory: Where the checkpoints are, on storage that all processes share.
         save_freq: "epoch", the default, or a number of batches.
         delete_checkpoint: Whether a finished training leaves nothing behind. Default True.
+        save_before_exit: Whether SIGTERM, with which machines are taken back, lets the running batch end and saves
+            before it ends the process. Default False: it ends the process at once, and the last checkpoint counts. In
+            one process only, and in its main thread.
 
     Raises:
-        ValueError: If `save_freq` is neither, the checkpoint found is of another model or damaged, or the model is not
-            of the scope of an `ExpertParallelStrategy`.
+        ValueError: If `save_freq` is neither; the checkpoint found is damaged, of another model, or not of a training
+            like this one; the data cannot come in the same order again (a generator, `steps_per_epoch` of a dataset
+            that ends, arrays shuffled without a seed); or the model is not built, or of a strategy other than
+            `ExpertParallelStrategy`.
         FileNotFoundError: If the checkpoint that was the last is gone.
+        OSError: If a checkpoint could not be written. The one before is whole.
 
     Example:
 
     >>> model.fit(dataset, epochs=10, callbacks=[tf_moe.distribute.Resume("checkpoints", save_freq=1000)])
     """
 
-    def __init__(self, directory: str | os.PathLike, save_freq: str | int = "epoch", delete_checkpoint: bool = True):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        save_freq: str | int = "epoch",
+        delete_checkpoint: bool = True,
+        save_before_exit: bool = False,
+    ):
         super().__init__()
         if save_freq != "epoch" and (isinstance(save_freq, bool) or not isinstance(save_freq, int) or save_freq < 1):
             raise ValueError(
@@ -50,77 +83,180 @@ class Resume(keras.callbacks.Callback):
             )
         self.directory = pathlib.Path(directory)
         self.save_freq = save_freq
-        self.delete_checkpoint = delete_checkpoint
-        self._epoch, self._skipped, self._found = 0, 0, None
-        self._quiet = contextlib.ExitStack()
+        self.delete_checkpoint = checks.boolean("delete_checkpoint", delete_checkpoint)
+        self.save_before_exit = checks.boolean("save_before_exit", save_before_exit)
+        self._epoch, self._steps_per_epoch, self._found = 0, None, None
+        self._signals = contextlib.ExitStack()
+        self._begins = self._terminated = False
 
     def on_train_begin(self, logs=None):
-        strategy = self.model.distribute_strategy
-        if not isinstance(strategy, ExpertParallelStrategy):  # no other can skip the batches that were seen
-            raise ValueError(
-                "Resume needs a model made in the scope of an ExpertParallelStrategy. Received: "
-                f"{self.model.name!r}, of {type(strategy).__name__}. Use keras.callbacks.BackupAndRestore for others."
-            )
-        state = self.directory / _STATE
-        self._found = _read_state(state) if state.exists() else None
+        _check_strategy(self.model)
+        self._begins, self._terminated = True, False
+        data = data_of_fit(self.model)
+        _check_data(data, in_mid_epoch=self.save_freq != "epoch" or self.save_before_exit)
+        self._steps_per_epoch = data.steps_per_epoch
+        self._found = self._read()
         barrier()  # every process has read it before any writes the next
+        self.model._initial_epoch = None
         if self._found is not None:
             self.model._initial_epoch = self._found["epoch"]  # as keras.callbacks.BackupAndRestore does
+            if not self._found["batch"]:  # before other callbacks begin an epoch, which may set the learning rate
+                self._restore()
+        if self.save_before_exit:
+            self._catch_sigterm()
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
-        if self._found is None:
+        if not self._begins:
             return
-        # Not earlier: Keras resets the metrics when an epoch begins.
-        restore_sharded(self.directory / self._found["checkpoint"], self.model, self._metrics(self._found["batch"]))
-        self.model.distribute_strategy.extended.skip_batches = self._found["batch"]
-        self._skipped, self._found = self._found["batch"], None
-        # The rest of an epoch is shorter than Keras expects: no reason to warn.
-        self._quiet.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", "Your input ran out of data")
+        self._begins, self.model._initial_epoch = False, None  # fit has read it; the next begins where it is told to
+        batch = self._found["batch"] if self._found else 0
+        # Restores when metrics have been reset, as they are in every epoch, and built, as they are in the first step.
+        Replay(self.model, epoch, batch, self._steps_per_epoch, self._restore)
 
     def on_train_batch_end(self, batch, logs=None):
-        seen = batch + 1 + self._skipped
-        if self.save_freq != "epoch" and seen % self.save_freq == 0:
-            self._save(self._epoch, seen)
+        seen, at_once = batch + 1, self.model.steps_per_execution
+        due = self.save_freq != "epoch" and seen // self.save_freq > (seen - at_once) // self.save_freq
+        self._save_and_exit(self._epoch, seen, due)
 
     def on_epoch_end(self, epoch, logs=None):
-        self._skipped = 0
-        self._quiet.close()
-        if self.save_freq == "epoch":
-            self._save(epoch + 1, 0)
+        self._save_and_exit(epoch + 1, 0, due=self.save_freq == "epoch")
 
     def on_train_end(self, logs=None):
+        self._signals.close()
+        self.model._initial_epoch = None
+        finish(self.model)
         if self.delete_checkpoint:
             barrier()
             if dtensor.client_id() == 0 and self.directory.exists():
-                tf.io.gfile.rmtree(str(self.directory))
+                self._delete()
+                with contextlib.suppress(OSError):  # there are files of others in it
+                    self.directory.rmdir()
+
+    def _read(self):
+        """What the last checkpoint is of; None without one."""
+        file = self.directory / _STATE
+        if not file.exists():
+            return None
+        found, epochs, steps = _read_state(file), self.params["epochs"], self.params["steps"]
+        if (found["epoch"], found["batch"]) > (epochs, 0):
+            raise ValueError(
+                f"The checkpoint in {str(self.directory)!r} is of epoch {found['epoch']}, batch {found['batch']}. "
+                f"Received: epochs={epochs}. Pass more, or another directory."
+            )
+        if found["steps"] != steps:
+            raise ValueError(
+                f"The checkpoint in {str(self.directory)!r} is of a training with {found['steps']} steps an epoch. "
+                f"Received: data with {steps}. Pass the data of the run before, in batches of the same size."
+            )
+        if found["batch"] and (found["seed"] is None or found["seed"] != _seed()):
+            warnings.warn(
+                "Training goes on in the middle of an epoch, and the seed is not that of the run before. If its data "
+                "were shuffled without a seed of their own, some will now come twice and others not at all. Call "
+                "keras.utils.set_random_seed first in the script, with the same seed every time.",
+                stacklevel=2,
+            )
+        return found
+
+    def _restore(self):
+        batch = self._found["batch"]
+        restore_sharded(self.directory / self._found["checkpoint"], self.model, self._metrics(batch))
 
     def _metrics(self, batch):
         """The variables of the metrics, which count in the middle of an epoch."""
         return self.model.metrics_variables if batch else []
 
+    def _save_and_exit(self, epoch, batch, due):
+        if due or self._terminated:
+            self._save(epoch, batch)
+        if self._terminated:
+            self._terminated = False
+            os.kill(os.getpid(), signal.SIGTERM)  # to the handler that was there before, which ends the process
+
     def _save(self, epoch, batch):
         """A new checkpoint; then, at one stroke, the word that it is the one; then the old one goes."""
         name = f"epoch-{epoch}-batch-{batch}"
-        save_sharded(self.directory / name, self.model, self._metrics(batch))
-        if dtensor.client_id() != 0:
-            return
         state, new = self.directory / _STATE, self.directory / f"{_STATE}.new"
-        new.write_text(json.dumps({"checkpoint": name, "epoch": epoch, "batch": batch}))
-        new.replace(state)
-        for file in self.directory.glob("epoch-*"):
-            if file.is_file() and not file.name.startswith(f"{name}."):
-                file.unlink()
+        values = {"checkpoint": name, "epoch": epoch, "batch": batch, "steps": self.params["steps"], "seed": _seed()}
+        try:
+            save_sharded(self.directory / name, self.model, self._metrics(batch))
+            if dtensor.client_id() != 0:
+                return
+            new.write_text(json.dumps(values))
+            new.replace(state)
+        except (tf.errors.OpError, OSError) as error:
+            if dtensor.client_id() == 0:
+                self._delete(lambda file: file.name.startswith((f"{name}.", f"{name}_", new.name)))
+            raise OSError(
+                f"A checkpoint could not be written to {str(self.directory)!r}. Received: {error}. The one before is "
+                "whole, and training goes on from it when the script is started again with room to write."
+            ) from error
+        self._delete(lambda file: not file.name.startswith((f"{name}.", _STATE)))
+
+    def _delete(self, chosen=lambda file: True):
+        """Delete those that are chosen of the files of this callback."""
+        for file in [*self.directory.glob("epoch-*"), *self.directory.glob(f"{_STATE}*")]:
+            if chosen(file):
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+    def _catch_sigterm(self):
+        if dtensor.num_clients() > 1:
+            raise ValueError(
+                "save_before_exit needs a training in one process: several would stop after different batches. "
+                f"Received: save_before_exit=True in a cluster of {dtensor.num_clients()}. Pass a save_freq instead."
+            )
+
+        def note(*_):
+            self._terminated = True
+            self._signals.close()  # the next signal ends the process, also if no batch ever ends
+
+        before = signal.signal(signal.SIGTERM, note)
+        self._signals.callback(signal.signal, signal.SIGTERM, before)
+
+
+def _check_strategy(model: keras.Model) -> None:
+    """Raise ValueError unless the model is on one device or on a mesh."""
+    strategy = model.distribute_strategy
+    with strategy.scope():
+        on_one_device = not tf.distribute.has_strategy()
+    if not (on_one_device or isinstance(strategy, ExpertParallelStrategy)):
+        raise ValueError(
+            "Resume needs a model on one device, or made in the scope of an ExpertParallelStrategy. Received: "
+            f"{model.name!r}, of {type(strategy).__name__}. Use keras.callbacks.BackupAndRestore."
+        )
+
+
+def _check_data(data: FitData, in_mid_epoch: bool) -> None:
+    """Raise ValueError unless the data can come in the same order again."""
+    if not (data.is_dataset or data.is_arrays):
+        raise ValueError(
+            "Resume needs arrays or a tf.data.Dataset: another source cannot be told where to begin. Received: "
+            f"{data.x!r}. tf.data.Dataset.from_generator makes a dataset of a function that begins anew when called."
+        )
+    if data.is_arrays and data.shuffle and in_mid_epoch and _seed() is None:
+        raise ValueError(
+            "Without a seed arrays are shuffled in an order that does not come again, so a training cannot go on in "
+            f"the middle of an epoch. Received: shuffle={data.shuffle}. Call keras.utils.set_random_seed first in the "
+            'script, or pass shuffle=False, or leave save_freq="epoch" and save_before_exit=False.'
+        )
+
+
+def _seed() -> int | None:
+    """The seed that shuffles without one of their own follow; None where each is seeded anew."""
+    seed = tf.compat.v1.get_seed(0)[0]  # of (None) it would use up a number, and so change what follows
+    return None if seed == _DEFAULT_SEED else seed
 
 
 def _read_state(file: pathlib.Path) -> dict:
-    """Which checkpoint is the last, and of when."""
+    """What the last checkpoint is of."""
     text = file.read_text(errors="replace")
     try:
         state = json.loads(text)
-        return {name: state[name] for name in ("checkpoint", "epoch", "batch")}
+        if all(isinstance(state[name], kind) for name, kind in _FIELDS.items()):
+            return state
+        cause = None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{str(file)!r} is damaged, or not of Resume. Received: {text[:80]!r}. Delete the directory to begin anew."
-        ) from error
+        cause = error
+    raise ValueError(
+        f"{str(file)!r} is damaged, or not of Resume. Received: {text[:80]!r}. Delete the directory to begin anew."
+    ) from cause

@@ -1,0 +1,286 @@
+"""Trainings that are interrupted on one device and go on: weights and losses of those that are not, to the last bit."""
+
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+
+from tests.base import TestCase
+from tests.text.files import random_lines, text_of
+from tf_moe.distribute import Resume, restore_sharded
+from tf_moe.text import build_vocabulary, contiguous_batches, sentence_batches
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS, EPOCHS = 6, 3  # of 22 examples in batches of 4
+
+# What processes that are killed and the test itself run: noise in gate and dropout, shuffled data, a moving loss scale.
+PROGRAM = f"""
+import os, signal, sys
+import keras
+import numpy as np
+import tf_moe
+
+class Losses(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+    def on_train_batch_end(self, batch, logs=None):
+        self.losses.append((batch, logs["loss"]))
+
+class Kill(keras.callbacks.Callback):
+    def __init__(self, signal, batches):
+        super().__init__()
+        self.signal, self.batches = signal, batches
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.batches == 0:
+            os.kill(os.getpid(), self.signal)
+        self.batches -= 1
+
+def train(*callbacks):
+    keras.utils.set_random_seed(7)
+    x = np.random.RandomState(0).randn(22, 4).astype("float32")
+    model = keras.Sequential([
+        keras.Input((4,)),
+        keras.layers.Dropout(0.3),
+        tf_moe.layers.SparseMoE(4, 3, k=2, name="moe"),
+        keras.layers.Dense(1),
+    ])
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01), 2.0, dynamic_growth_steps=4)
+    model.compile(optimizer, "mse", metrics=["mae"])
+    losses = Losses()
+    history = model.fit(
+        x, x.sum(1, keepdims=True), batch_size=4, epochs={EPOCHS}, verbose=0, validation_data=(x, x[:, :1]),
+        callbacks=[losses, *callbacks],
+    ).history
+    return losses.losses, history, [v.numpy() for v in model.variables + model.optimizer.variables]
+"""
+
+KILLED = """
+directory, number, batches = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+resume = tf_moe.distribute.Resume(directory, 2, save_before_exit=number == signal.SIGTERM)
+train(Kill(number, batches), resume)
+"""
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Stops a training like Ctrl-C, after some batches; keeps the losses until then."""
+
+    def __init__(self, after=None):
+        super().__init__()
+        self.after, self.losses = after, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.losses.append((batch, logs["loss"]))
+        if len(self.losses) == self.after:
+            raise KeyboardInterrupt
+
+
+class ResumeTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.directory = pathlib.Path(self.get_temp_dir(), self._testMethodName)
+
+    def model(self, at_once=1, width=3, seed=3):
+        """A model with dropout; without a seed of its own, but with the same weights every time."""
+        keras.utils.set_random_seed(seed)
+        layers = [keras.layers.Dense(width, "tanh"), keras.layers.Dropout(0.3), keras.layers.Dense(1)]
+        model = keras.Sequential([keras.Input((None, 1)), *layers])
+        model.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"], steps_per_execution=at_once)
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    def fit(self, model, *callbacks, data=None, epochs=EPOCHS, shuffle=False):
+        return model.fit(
+            **(data or self.arrays()), epochs=epochs, verbose=0, shuffle=shuffle, callbacks=[*callbacks]
+        ).history
+
+    def interrupted(self, *callbacks, after=3, save_freq=2, model=None, **arguments):
+        """Losses of a training that is stopped."""
+        interrupt, resume = Interrupt(after), Resume(self.directory, save_freq)
+        with self.assertRaises(KeyboardInterrupt):
+            self.fit(model or self.model(), interrupt, *callbacks, resume, **arguments)
+        return interrupt.losses
+
+    def arrays(self):
+        x = np.random.RandomState(0).randn(22, 1, 1).astype("float32")
+        return {"x": x, "y": x**2, "batch_size": 4}
+
+    def dataset(self):
+        arrays = self.arrays()
+        return tf.data.Dataset.from_tensor_slices((arrays["x"], arrays["y"])).shuffle(22, seed=3).batch(4)
+
+    def text(self, batches_of, *arguments, **more):
+        """Batches of a text, for models that take numbers."""
+        if not hasattr(self, "source"):
+            self.source = text_of(self.get_temp_dir(), random_lines(self.rng, 30))
+        batches = batches_of(
+            self.source, build_vocabulary(self.source, 20), *arguments, shuffle_buffer=20, seed=5, **more
+        )
+        return batches.map(lambda x, y, w: (tf.cast(x, "float32")[..., None], tf.cast(y, "float32")[..., None], w))
+
+    def data(self, kind):
+        """Arguments of fit, made anew as when a script is started anew."""
+        keras.utils.set_random_seed(4)
+        return {
+            "arrays": self.arrays,
+            "known_length": lambda: {"x": self.dataset()},
+            "known_length_and_steps": lambda: {"x": self.dataset(), "steps_per_epoch": STEPS},
+            "endless": lambda: {"x": self.dataset().repeat(), "steps_per_epoch": STEPS - 1},
+            "sentences": lambda: {"x": self.text(sentence_batches, 4, boundaries=(8,))},
+            "windows": lambda: {"x": self.text(contiguous_batches, 2, 9).repeat(), "steps_per_epoch": 4},
+        }[kind]()
+
+    @parameterized.parameters(
+        ("arrays", 2),
+        ("known_length", 2, 2),
+        ("known_length", "epoch"),
+        ("known_length_and_steps", 2),
+        ("endless", 4, 2),
+        ("endless", "epoch", 2),
+        ("sentences", 2),
+        ("windows", 2),
+    )
+    def test_data(self, kind, save_freq, at_once=1):
+        """Whatever the data and the length of epochs: every batch comes once, in order, with its number and noise."""
+        if kind == "sentences":
+            self.enterContext(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "Your input ran out of data")  # their number is not known
+        whole, rest, shuffle = Interrupt(), Interrupt(), kind == "arrays"
+        model = self.model(at_once)
+        variables = model.variables + model.optimizer.variables
+        start = [v.numpy() for v in variables]
+        history = self.fit(model, whole, data=self.data(kind), shuffle=shuffle)
+        expected = [v.numpy() for v in variables]
+        for variable, value in zip(variables, start, strict=True):
+            variable.assign(value)
+        after = int(self.rng.integers(len(whole.losses) // 2, len(whole.losses) - 1))
+        seen = self.interrupted(after=after, save_freq=save_freq, model=model, data=self.data(kind), shuffle=shuffle)
+        self.assertEqual(seen, whole.losses[:after])
+
+        resumed = self.model(at_once)
+        for weight in resumed.weights:
+            weight.assign(weight + 1)
+        ours = self.fit(resumed, rest, Resume(self.directory, save_freq), data=self.data(kind), shuffle=shuffle)
+        self.assertEqual(rest.losses, whole.losses[-len(rest.losses) :], f"{after=}")
+        self.assertGreaterEqual(after + len(rest.losses), len(whole.losses))
+        if save_freq != "epoch":
+            self.assertLess(after + len(rest.losses) - len(whole.losses), 2 * save_freq // at_once)
+        for variable, value in zip(resumed.variables + resumed.optimizer.variables, expected, strict=True):
+            self.assertAllEqual(variable, value, f"{after=}, {variable.path}")
+        for name, values in ours.items():
+            self.assertEqual(values, history[name][-len(values) :])
+        self.assertFalse(self.directory.exists())
+
+    def test_killed(self):
+        """In a process of its own: at once, or with the time to save."""
+        program = self.directory.with_suffix(".py")
+        program.write_text(PROGRAM + KILLED)
+        batches = int(self.rng.integers(3, STEPS * EPOCHS))
+        signals = (signal.SIGKILL, signal.SIGTERM)
+        runs = [
+            subprocess.Popen(
+                [sys.executable, program, self.directory / number.name, str(int(number)), str(batches)],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number in signals
+        ]
+        here = {}
+        exec(PROGRAM, here)
+        losses, history, expected = here["train"]()
+        for number, run in zip(signals, runs, strict=True):
+            _, error = run.communicate(timeout=600)
+            self.assertEqual(run.returncode, -number, error)
+            ours, our_history, variables = here["train"](Resume(self.directory / number.name, 2))
+            # The signal comes when a batch begins: SIGTERM lets it end, and saves.
+            seen = batches + 1 if number == signal.SIGTERM else batches // 2 * 2
+            self.assertEqual(ours, losses[seen:], f"{number.name} after {batches} batches")
+            for variable, value in zip(variables, expected, strict=True):
+                self.assertAllEqual(variable, value)
+            for name, values in our_history.items():
+                self.assertEqual(values, history[name][-len(values) :], name)
+
+    def test_full_disk(self):
+        """The checkpoint that could not be written leaves nothing behind, and the one before is whole."""
+
+        class FillDisk(keras.callbacks.Callback):
+            """From the fifth batch on no file can have more than 2000 bytes: that of the weights has more."""
+
+            def on_train_batch_end(self, batch, logs=None):
+                if batch == 4:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+
+        before, model = resource.getrlimit(resource.RLIMIT_FSIZE), self.model(width=300)
+        try:
+            with self.assertRaisesRegex(OSError, f"could not be written to '{self.directory}'"):
+                self.fit(model, FillDisk(), Resume(self.directory, 2))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        last = "epoch-0-batch-4"
+        files = {f"{last}.data-00000-of-00001", f"{last}.index", "state.json"}
+        self.assertEqual({file.name for file in self.directory.iterdir()}, files)
+        again = self.model(width=300)
+        restore_sharded(self.directory / last, again)
+        self.assertEqual(again.optimizer.iterations, 4)
+        whole, rest = Interrupt(), Interrupt()
+        self.fit(self.model(width=300), whole)
+        self.fit(again, rest, Resume(self.directory, 2))
+        self.assertEqual(rest.losses, whole.losses[4:])
+
+    def test_noise_of_another_seed(self):
+        """The state of a generator goes on, whatever it began with; and one is told that the data may not."""
+        whole, rest = Interrupt(), Interrupt()
+        self.fit(self.model(), whole)
+        self.interrupted(after=9)
+        with self.assertWarnsRegex(UserWarning, "the seed is not that of the run before.*set_random_seed"):
+            self.fit(self.model(seed=4), rest, Resume(self.directory, 2))
+        self.assertEqual(rest.losses, whole.losses[8:])
+
+    def test_a_finished_training_goes_on_for_more_epochs(self):
+        whole, rest = Interrupt(), Interrupt()
+        model = self.model()
+        self.fit(model, whole)
+        self.fit(self.model(), Resume(self.directory, delete_checkpoint=False), epochs=1)
+        (self.directory / "notes.txt").write_text("not of Resume")
+        (self.directory / "epoch-0-batch-1_parts").mkdir()  # of a process that was killed when it wrote
+        ours = self.model()
+        self.fit(ours, rest, Resume(self.directory))
+        self.assertEqual(rest.losses, whole.losses[STEPS:])
+        self.assertEqual([file.name for file in self.directory.iterdir()], ["notes.txt"])
+        # And nothing of it is left in the model.
+        self.assertLen(self.fit(ours, epochs=1)["loss"], 1)
+
+    def test_the_learning_rate_of_an_epoch(self):
+        """A callback before it sets the rate of the epoch that begins; what is restored is from the epoch before."""
+        rates = []
+        for epochs in (1, 3):
+            model = self.model()
+            model_rate = keras.callbacks.LearningRateScheduler(lambda epoch: 1.0 / (epoch + 1))
+            seen = keras.callbacks.LambdaCallback(
+                on_train_batch_end=lambda batch, logs, model=model: rates.append(float(model.optimizer.learning_rate))
+            )
+            self.fit(model, model_rate, seen, Resume(self.directory, delete_checkpoint=False), epochs=epochs)
+        self.assertAllClose(rates, np.repeat([1, 1 / 2, 1 / 3], STEPS))
+
+    def test_the_fit_after_an_exception(self):
+        """Nothing of a training that was left stays in the model, whenever that happened."""
+
+        def fail(*_):
+            raise KeyboardInterrupt
+
+        self.interrupted(after=4)
+        whole, model = Interrupt(), self.model()
+        with self.assertRaises(KeyboardInterrupt):
+            self.fit(model, Resume(self.directory, 2), keras.callbacks.LambdaCallback(on_epoch_begin=fail))
+        self.fit(model, whole, epochs=1)
+        self.assertLen(whole.losses, STEPS)
+        self.assertNotIn("Replay", type(model.train_function).__name__)
