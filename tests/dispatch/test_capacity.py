@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 
 import numpy as np
 import tensorflow as tf
@@ -137,6 +138,14 @@ class CapacityOfTest(TestCase):
             with self.subTest(tokens=tokens, num_experts=num_experts, k=k):
                 self.assertEqual(capacity_of(tokens, num_experts, k, 1.0), k * tokens // num_experts)
                 self.assertEqual(int(capacity_of(tf.constant(tokens), num_experts, k, 1.0)), k * tokens // num_experts)
+
+    def test_exact_up_to_the_largest_numbers(self):
+        # 5/256 of the tokens is computed in 32 bits, 12347/10240000 takes 64.
+        for num_experts, factor in ((256, 1.25), (4096, 1.2347)):
+            for tokens in (1, 12_345, 2**31 - 1):
+                exact = math.ceil(Fraction(str(factor)) * 4 * tokens / num_experts)
+                self.assertEqual(capacity_of(tokens, num_experts, 4, factor), exact)
+                self.assertEqual(int(capacity_of(tf.constant(tokens), num_experts, 4, factor)), exact)
 
     def test_integer_and_tensor_agree(self):
         @settings(max_examples=20, deadline=None)

@@ -209,6 +209,16 @@ class ProjectionTest(TestCase):
             expected = run(loop, inputs, MASKS["holes"], states)
             self.assertAllClose(found, expected, rtol=1e-5, atol=1e-5)
 
+    def test_draws_nothing_at_inference(self):
+        """keras.layers.LSTM does, which tf.saved_model.save and LiteRT refuse."""
+        layer = LSTM(UNITS, dropout=0.3, recurrent_dropout=0.4)
+        inputs, state = self.normal(B, T, D), layer.cell.seed_generator.state
+        before = state.numpy()
+        layer(inputs)
+        self.assertAllEqual(state, before)
+        layer(inputs, training=True)
+        self.assertNotAllEqual(state, before)
+
     def test_regularizer_and_constraint(self):
         layer = LSTM(
             UNITS,

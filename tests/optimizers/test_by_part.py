@@ -2,6 +2,7 @@ import pathlib
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tests.base import TestCase
 from tests.mesh.helpers import specs_of, strategy_on
@@ -51,6 +52,20 @@ class OptimizerForTest(TestCase):
             self.assertAllClose(again.train_on_batch(x, y), model.train_on_batch(x, y))
         for ours, expected in zip(again.optimizer.variables, model.optimizer.variables, strict=True):
             self.assertAllClose(ours, expected)
+
+    def test_is_in_checkpoints(self):
+        """Of Keras's optimizer of several a checkpoint holds no slots."""
+        model, again, path = make_model(), make_model(), self.get_temp_dir() + "/checkpoint"
+        for each in (model, again):
+            each.optimizer.build(each.trainable_variables)
+        for variable in model.optimizer.variables:
+            variable.assign(tf.cast(self.normal(*variable.shape) * 10, variable.dtype))
+        tf.train.Checkpoint(optimizer=model.optimizer).write(path)
+        tf.train.Checkpoint(optimizer=again.optimizer).read(path).assert_consumed()
+        for ours, expected in zip(again.optimizer.variables, model.optimizer.variables, strict=True):
+            self.assertAllEqual(ours, expected, msg=ours.path)
+        self.assertIsInstance(again.optimizer.experts, FactoredAdam)
+        self.assertIsInstance(again.optimizer.others, keras.optimizers.SGD)
 
     def test_mixed_float16(self):
         """Keras wraps it in loss scaling."""

@@ -5,7 +5,7 @@ from fractions import Fraction
 import tensorflow as tf
 
 from tf_moe.dispatch.plan import Plan
-from tf_moe.ops.block import make_block
+from tf_moe.ops.block import held_by_block
 from tf_moe.ops.groups import group_by
 from tf_moe.ops.rows import gather_or_zero
 
@@ -39,16 +39,18 @@ def dispatch_capacity(
         by_weight = tf.argsort(tf.reshape(combine_weights, [-1]), direction="DESCENDING", stable=True)
         groups = group_by(tf.gather(index, by_weight), num_experts)
         order = tf.gather(by_weight, groups.order)
+        place = tf.scatter_nd(tf.expand_dims(by_weight, -1), groups.place, tf.shape(index))
     else:
         groups = group_by(index, num_experts)
-        order = groups.order
-    size = tf.size(index)
-    block = make_block(groups.counts, size, capacity)
-    assignment = _gather_or_none(order, tf.reshape(block.row, [-1]))
-    place = tf.scatter_nd(tf.expand_dims(order, -1), block.place, tf.expand_dims(size, 0))
+        order, place = groups.order, groups.place
+    assignment = _gather_or_none(order, tf.reshape(held_by_block(groups.starts, groups.counts, capacity), [-1]))
+    expert = tf.minimum(index, num_experts - 1)
+    position = place - tf.gather(groups.starts, expert)
+    held = tf.logical_and(index < num_experts, position < capacity)
+    slot = tf.reshape(tf.where(held, expert * capacity + position, -1), tf.shape(expert_index))
     kept = tf.minimum(groups.counts, capacity)
     dropped = tf.reduce_sum(groups.counts - kept)
-    return Plan(assignment, tf.reshape(place, tf.shape(expert_index)), kept, dropped, capacity)
+    return Plan(assignment, slot, kept, dropped, capacity)
 
 
 def _gather_or_none(index: tf.Tensor, at: tf.Tensor) -> tf.Tensor:
@@ -67,9 +69,11 @@ def capacity_of(tokens: int | tf.Tensor, num_experts: int, k: int, capacity_fact
         capacity_factor: 1.0 is just enough for even loads.
     """
     # In whole numbers: a share that is whole should not be rounded up because 0.1 has no exact binary form.
-    per_token = Fraction(capacity_factor).limit_denominator(10_000) * k / num_experts
+    per_token = min(1, Fraction(capacity_factor).limit_denominator(10_000) * k / num_experts)
     above, below = per_token.numerator, per_token.denominator
     if isinstance(tokens, int):
-        return max(1, min(tokens, -(-tokens * above // below)))
-    share = tf.math.floordiv(tf.cast(tokens, tf.int64) * above + below - 1, below)
-    return tf.maximum(1, tf.minimum(tokens, tf.cast(share, tf.int32)))
+        return max(1, -(-tokens * above // below))
+    # Where 32 bits can hold all that is computed they do: LiteRT has no division of 64.
+    wide = tf.cast(tokens, tf.int32 if below * (above + 1) < 2**31 else tf.int64)
+    rest = tf.math.floordiv(tf.math.floormod(wide, below) * above + below - 1, below)
+    return tf.maximum(1, tf.cast(tf.math.floordiv(wide, below) * above + rest, tf.int32))

@@ -87,6 +87,8 @@ class LayerBank(keras.layers.Layer):
             self._expert(layer, rows[start:stop]) for layer, start, stop in zip(self.layers, starts, stops, strict=True)
         ]
         joined = tf.cast(tf.concat(outputs, axis=0), rows.dtype)
+        if capacity is not None:
+            return joined
         return tf.pad(joined, [[0, tf.shape(rows)[0] - tf.shape(joined)[0]], [0, 0]])
 
     def _expert(self, layer, rows):

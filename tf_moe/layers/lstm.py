@@ -117,6 +117,8 @@ class LSTM(keras.layers.LSTM):
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         if self.use_cudnn is True or self._uses_cudnn():
+            if training:
+                super()._maybe_config_dropout_masks(self.cell, sequences[:, 0], initial_state)
             return super().inner_loop(sequences, initial_state, mask, training=training)
         cell, mask = self.cell, _time_major(mask, sequences)
         _check_state(initial_state, sequences, cell.state_size)
@@ -146,6 +148,11 @@ class LSTM(keras.layers.LSTM):
             outputs = tf.where(tf.expand_dims(shown, -1), outputs, tf.zeros_like(outputs))
             last = tf.where(tf.expand_dims(tf.reduce_any(shown[-1:], 0), -1), h, tf.zeros_like(h))
         return last, tf.transpose(outputs, [1, 0, 2]), [h, c]
+
+    def _maybe_config_dropout_masks(self, cell, input_sequence, input_state):
+        # Keras draws the masks before the loop, at inference too, from a state that tf.saved_model.save does not find.
+        # Here they are drawn where they are used.
+        pass
 
     def _input_product(self, sequences, training, product):
         """The input's part of the gates for all steps, [T, B, D] -> [T, B, 4*units]."""

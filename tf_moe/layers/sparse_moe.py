@@ -122,6 +122,7 @@ class SparseMoE(keras.layers.Layer):
         self.seed = checks.seed(seed)
         self._gate_name = gate if isinstance(gate, str) else None
         self.gate = gates.get(gate, num_experts, k, self.seed)
+        self.gate.layers_served += 1
         self.num_experts, self.k = self.gate.num_experts, self.gate.k
         self.expert_hidden = expert_hidden
         self.importance_weight = checks.at_least_zero("importance_weight", importance_weight)
@@ -143,6 +144,9 @@ class SparseMoE(keras.layers.Layer):
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
         self.experts = self._make_experts()
         self.balance_metrics = balance_metrics(self.name)
+        # tf.saved_model.save refuses variables that it does not find, and of Keras's metrics it knows nothing.
+        self._metric_variables = tf.Module()
+        self._metric_variables.variables_of_metrics = [v for m in self.balance_metrics.values() for v in m.variables]
         self.input_spec = keras.layers.InputSpec(min_ndim=2)  # one tensor, and not a list of them
         self.supports_masking = True
         self.supports_jit = expert is None or capacity_factor is not None
@@ -302,7 +306,7 @@ class SparseMoE(keras.layers.Layer):
             "num_experts": self.num_experts,
             "expert_hidden": self.expert_hidden,
             "k": self.k,
-            "gate": self._gate_name or keras.saving.serialize_keras_object(self.gate),
+            "gate": self._gate_name or self._gate_config(),
             "importance_weight": self.importance_weight,
             "load_weight": self.load_weight,
             "capacity_factor": self.capacity_factor,
@@ -317,6 +321,14 @@ class SparseMoE(keras.layers.Layer):
             "seed": self.seed,
             "drop_by": self.drop_by,
         }
+
+    def _gate_config(self):
+        config = keras.saving.serialize_keras_object(self.gate)
+        if self.gate.layers_served > 1:
+            # By this number Keras knows an object again when a file is loaded. It enters it itself, but for the first
+            # of the layers into a dictionary of which its own copy is what is saved.
+            config["shared_object_id"] = id(self.gate)
+        return config
 
     @classmethod
     def from_config(cls, config):

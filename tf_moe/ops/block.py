@@ -33,14 +33,19 @@ def make_block(counts: tf.Tensor, size: int | tf.Tensor, capacity: int | tf.Tens
     """
     ends = tf.cumsum(counts)
     starts = ends - counts
-    column = tf.expand_dims(tf.range(capacity), 0)
-    row = tf.where(column < tf.expand_dims(counts, 1), tf.expand_dims(starts, 1) + column, -1)
+    row = held_by_block(starts, counts, capacity)
     index = tf.range(size)
     group = tf.searchsorted(ends, index, side="right")
     inside = tf.minimum(group, counts.shape[0] - 1)
     position = index - tf.gather(starts, inside)
     held = tf.logical_and(group < counts.shape[0], position < capacity)
     return Block(row, tf.where(held, inside * capacity + position, -1))
+
+
+def held_by_block(starts: tf.Tensor, counts: tf.Tensor, capacity: int | tf.Tensor) -> tf.Tensor:
+    """The row at each place of a block, int32 `(G, C)`, -1 where there is none, given each group's first row."""
+    column = tf.expand_dims(tf.range(capacity), 0)
+    return tf.where(column < tf.expand_dims(counts, 1), tf.expand_dims(starts, 1) + column, -1)
 
 
 def to_block(rows: tf.Tensor, block: Block) -> tf.Tensor:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tf_moe.ops.block import held_by_block
 from tf_moe.ops.groups import Groups, group_by
 from tf_moe.ops.hot_groups import cheapest_capacity
 from tf_moe.ops.rows import gather_or_zero
@@ -51,9 +52,7 @@ def lay_out(index: tf.Tensor, num_groups: int, block: bool = True) -> Layout:
 
 
 def _with_block(index, place, groups: Groups, total, capacity):
-    column = tf.expand_dims(tf.range(capacity), 0)
-    starts, counts = tf.expand_dims(groups.starts, 1), tf.expand_dims(groups.counts, 1)
-    held = tf.reshape(tf.where(column < counts, starts + column, -1), [-1])  # which sorted item, if any
+    held = tf.reshape(held_by_block(groups.starts, groups.counts, capacity), [-1])  # which sorted item, if any
 
     group = tf.minimum(index, groups.counts.shape[0] - 1)
     position = place - tf.gather(groups.starts, group)

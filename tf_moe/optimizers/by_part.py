@@ -6,9 +6,24 @@ import keras
 _EXPERTS = r"(.*/)?experts/.*"
 
 
-def optimizer_for(
-    experts: keras.optimizers.Optimizer, others: keras.optimizers.Optimizer
-) -> keras.optimizers.MultiOptimizer:
+@keras.saving.register_keras_serializable(package="tf_moe")
+class OptimizerOfParts(keras.optimizers.MultiOptimizer):
+    """What `optimizer_for` returns: Keras's optimizer of several, whose two `tf.train.Checkpoint` finds.
+
+    TensorFlow looks for state in attributes. Keras has its optimizers in a list only, and a checkpoint of it would hold
+    no slots, without a word.
+
+    Attributes:
+        experts: The optimizer of the experts' weights.
+        others: The optimizer of all others.
+    """
+
+    def __init__(self, optimizer_map: keras.optimizers.OptimizerMap, **kwargs):
+        super().__init__(optimizer_map, **kwargs)
+        self.experts, self.others = self.optimizers
+
+
+def optimizer_for(experts: keras.optimizers.Optimizer, others: keras.optimizers.Optimizer) -> OptimizerOfParts:
     """One optimizer of two: for the experts of all `SparseMoE` layers, and for all other weights.
 
     The paper's largest models keep less for the experts, which have nearly all weights, than for the rest. What the two
@@ -19,7 +34,8 @@ def optimizer_for(
         others: The optimizer of all others.
 
     Returns:
-        A `keras.optimizers.MultiOptimizer`, whose `optimizers` are the two. It is saved, compiled and used as any.
+        A `keras.optimizers.MultiOptimizer` with the attributes `experts` and `others`. It is saved, compiled and used
+        as any.
 
     Raises:
         TypeError: If `others` is no optimizer.
@@ -42,4 +58,4 @@ def optimizer_for(
         raise ValueError(
             f"experts and others must be two optimizers, each with its own state. Received: {experts!r} for both."
         )
-    return keras.optimizers.MultiOptimizer(optimizers)
+    return OptimizerOfParts(optimizers)

@@ -1,0 +1,114 @@
+"""The models that are saved: few, so that tests are cheap, each with many kinds of layers, one to an output."""
+
+import keras
+import numpy as np
+
+import tf_moe
+from tf_moe.layers import LSTM, SampledSoftmax, SampledSoftmaxLoss, SparseMoE
+
+VOCABULARY, WIDTH = 12, 8
+TWO_LEVELS = {"num_experts": (2, 2), "k": (2, 1)}
+POLICIES = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float64")
+
+
+def gates() -> keras.Model:
+    """Every gate, and one that two layers share; Adam."""
+    own = tf_moe.gates.NoisyTopK(4, 2, "glorot_uniform", noise_kernel_initializer="ones", seed=3)
+    shared = tf_moe.gates.NoisyTopK(4, 2, seed=7)
+    return branches(
+        keras.optimizers.Adam(0.1),
+        noisy=moe("noisy"),
+        one=moe("one", k=1, capacity_factor=2.0),
+        hierarchical=moe("hierarchical", capacity_factor=2.0, **TWO_LEVELS),
+        balanced=moe("balanced", gate="strictly_balanced", capacity_factor=2.0),
+        gate_object=moe("gate_object", gate=own, capacity_factor=2.0),
+        shared_gate=[
+            moe("shared_1", gate=shared, capacity_factor=2.0),
+            moe("shared_2", gate=shared, capacity_factor=2.0, importance_weight=0.3),
+        ],
+    )
+
+
+def experts() -> keras.Model:
+    """Every dispatcher and kind of expert, and the LSTM; AdamW with an average of the weights."""
+    layers = [
+        keras.layers.Dense(WIDTH),
+        keras.layers.Dense(WIDTH, "relu", use_bias=False),
+        keras.Sequential([keras.layers.Dense(3, "relu"), keras.layers.Dense(WIDTH)]),
+        keras.layers.Identity(),
+    ]
+    return branches(
+        keras.optimizers.AdamW(0.1, use_ema=True, ema_momentum=0.5),
+        capacity=moe("capacity", capacity_factor=1.0, output_activation="sigmoid"),
+        by_weight=moe("by_weight", capacity_factor=0.7, drop_by="weight", kernel_initializer="he_normal"),
+        bias=moe("bias", use_bias=True, activation="gelu", kernel_regularizer="l2", capacity_factor=2.0),
+        recompute=moe("recompute", recompute=True, kernel_constraint="unit_norm", capacity_factor=1.0),
+        function=moe("function", expert=lambda: keras.layers.Dense(WIDTH, "tanh")),
+        list=moe("list", expert=layers, capacity_factor=1.0, recompute=True),
+        projection=LSTM(6, projection=WIDTH, return_sequences=True, recurrent_dropout=0.1),
+    )
+
+
+def policies() -> keras.Model:
+    """Every dtype policy but float32, which all others have; SGD with momentum."""
+    layers = {policy: moe(policy, dtype=policy, capacity_factor=1.0) for policy in POLICIES}
+    return branches(keras.optimizers.SGD(0.1, momentum=0.9, clipnorm=1.0), **layers)
+
+
+def policies_hierarchical() -> keras.Model:
+    """The same on two levels."""
+    layers = {policy: moe(policy, dtype=policy, **TWO_LEVELS) for policy in POLICIES}
+    return branches(keras.optimizers.SGD(0.1, momentum=0.9, clipnorm=1.0), **layers)
+
+
+def sampled_softmax() -> keras.Model:
+    """The softmax and its loss, which is scaled."""
+    chain = [LSTM(WIDTH, return_sequences=True, dropout=0.1), SampledSoftmax(VOCABULARY, num_sampled=8)]
+    model = branches(keras.optimizers.Adam(0.1), words=chain)
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.1)), {"words": SampledSoftmaxLoss()})
+    return model
+
+
+def language_model() -> keras.Model:
+    """The paper's, with an optimizer for the experts and one for the rest."""
+    model = tf_moe.models.language_model(VOCABULARY, [moe("moe", capacity_factor=2.0)], width=WIDTH)
+    optimizer = tf_moe.optimizers.optimizer_for(
+        experts=tf_moe.optimizers.FactoredAdam(tf_moe.optimizers.WarmupInverseSqrt(0.1, warmup_steps=4), beta_1=0.9),
+        others=keras.optimizers.Adam(0.1),
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, weighted_metrics=[tf_moe.models.Perplexity()])
+    return model
+
+
+MODELS = {f.__name__: f for f in (gates, experts, policies, policies_hierarchical, sampled_softmax, language_model)}
+
+
+def inputs_and_targets(model: keras.Model, rng: np.random.Generator):
+    """Ids `(6, 5)`, some of them padding, and what each output is to learn: a vector, or the id itself."""
+    ids = rng.integers(0, VOCABULARY, (6, 5)).astype("int32")
+    if not isinstance(model.output, dict):
+        return ids, ids
+    return ids, {
+        name: ids if output.shape[-1] == VOCABULARY else rng.standard_normal((*ids.shape, WIDTH)).astype("float32")
+        for name, output in model.output.items()
+    }
+
+
+def moe(name: str, **arguments) -> SparseMoE:
+    return SparseMoE(**{"num_experts": 4, "expert_hidden": 6, "k": 2, **arguments}, name=name)
+
+
+def branches(optimizer: keras.optimizers.Optimizer, **layers) -> keras.Model:
+    """Ids -> an output for each layer, or for each chain of layers, under its name."""
+    ids = keras.Input((None,), dtype="int32")
+    vectors = keras.initializers.RandomNormal(stddev=1.0)  # far enough from one another for clear choices
+    x = keras.layers.Embedding(VOCABULARY, WIDTH, mask_zero=True, embeddings_initializer=vectors)(ids)
+    outputs = {}
+    for name, chain in layers.items():
+        outputs[name] = x
+        for layer in chain if isinstance(chain, list) else [chain]:
+            outputs[name] = layer(outputs[name])
+    model = keras.Model(ids, outputs)
+    model.compile(optimizer, "mse")
+    return model

@@ -1,0 +1,35 @@
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+
+from tests.base import TestCase
+from tests.saving import loading
+from tests.saving.models import MODELS
+from tests.saving.store import store
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+class FreshProcessTest(TestCase):
+    # Two parts, for two workers.
+    @parameterized.parameters([list(MODELS)[::2]], [list(MODELS)[1::2]])
+    def test_every_kind_in_every_form(self, names):
+        """What a process that knows only tf_moe loads has the same state, answers the same, and trains on the same."""
+        folder = pathlib.Path(self.get_temp_dir(), names[0])
+        for name in names:
+            model = store(folder / name, name, seed=int(self.rng.integers(2**31)))
+            if name != "policies_hierarchical":  # which is traced slowly: its gate and its policies are in others
+                tf.saved_model.save(model, folder / name / "saved_model")
+                model.export(folder / name / "exported", verbose=False)
+            np.savez(folder / name / "state.npz", **loading.state_of(model))
+            loading.repeat_noise(model)
+            loading.train(model, *loading.data(folder / name))
+            np.savez(folder / name / "next.npz", **loading.state_of(model))
+        program = [sys.executable, loading.__file__, str(folder)]
+        run = subprocess.run(program, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        self.assertEqual(run.stdout.split("\n")[:-1], [f"loaded {name}" for name in sorted(names)], run.stderr[-5000:])
