@@ -144,8 +144,7 @@ class SparseMoE(keras.layers.Layer):
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
         self.experts = self._make_experts()
         self.balance_metrics = balance_metrics(self.name)
-        # tf.saved_model.save refuses variables that it does not find, and of Keras's metrics it knows nothing.
-        self._metric_variables = tf.Module()
+        self._metric_variables = tf.Module()  # see _trackable_children
         self._metric_variables.variables_of_metrics = [v for m in self.balance_metrics.values() for v in m.variables]
         self.input_spec = keras.layers.InputSpec(min_ndim=2)  # one tensor, and not a list of them
         self.supports_masking = True
@@ -321,6 +320,14 @@ class SparseMoE(keras.layers.Layer):
             "seed": self.seed,
             "drop_by": self.drop_by,
         }
+
+    def _trackable_children(self, save_type="checkpoint", **kwargs):
+        # tf.saved_model.save refuses variables that it does not find, and of Keras's metrics it knows nothing. In a
+        # checkpoint they are not wanted: it would not fit a release with one metric more.
+        children = super()._trackable_children(save_type, **kwargs)
+        if save_type == "checkpoint":
+            children.pop("_metric_variables", None)
+        return children
 
     def _gate_config(self):
         config = keras.saving.serialize_keras_object(self.gate)
