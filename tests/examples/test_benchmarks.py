@@ -29,6 +29,7 @@ class BenchmarksTest(TestCase):
 
     @parameterized.named_parameters(
         ("layer", ["layer.py", "--skews", "0", "0.7", "--against", "einsum", "per_expert", "all"], "| 64x8 | 0.70 |"),
+        ("batching", ["batching.py"], "| 2 | 8 | 4.00 |"),
         ("gate", ["gate.py"], "| 64 |"),
         ("inference", ["inference.py"], "| 2 |"),
         ("large", ["large.py"], "| 8 |"),
