@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tf_moe.text import Corpus, FactLanguage, build_vocabulary, contiguous_batches
@@ -18,7 +19,7 @@ class Data(NamedTuple):
         train: From a seed, batches without end.
         validation: Batches.
         test: Batches.
-        floor: Perplexity that no model can be under; None where nobody knows it.
+        floor: Perplexity of the test batches under the language itself; None where nobody knows it.
     """
 
     name: str
@@ -34,19 +35,21 @@ def load(options: argparse.Namespace) -> Data:
 
 
 def generated(options) -> Data:
-    """Sequences of `FactLanguage`: other ones for each seed, and none of the training's in the test."""
+    """Sequences of `FactLanguage`, drawn independently for each seed, for validation and for the test."""
     language = FactLanguage(options.words, options.facts, options.exponent)
 
     def held_out(seed):
         return language.batches(4 * options.batch, options.time, seed, options.held_out).cache()
 
+    test = held_out(1)
+    whole = np.concatenate([np.concatenate([x, y[:, -1:]], axis=1) for x, y, _ in test.as_numpy_iterator()])
     return Data(
         f"generated, {options.words} words, {options.facts:g} facts, exponent {options.exponent:g}",
         language.vocabulary_size,
         lambda seed: language.batches(options.batch, options.time, seed + 2),
         held_out(0),
-        held_out(1),
-        language.perplexity,
+        test,
+        float(np.exp(-language.log_probability(whole).mean())),
     )
 
 

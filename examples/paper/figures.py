@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import matplotlib.figure
 import numpy as np
+from runs import DENSE_TWIN
 from table import as_numbers
 
 from tf_moe.models import PAPER
@@ -25,7 +26,7 @@ STYLES = {
 class Point(NamedTuple):
     """One network over all its seeds."""
 
-    network: str
+    label: str
     kind: str
     experts: int
     ops: float
@@ -37,25 +38,27 @@ class Point(NamedTuple):
 
 
 def points(rows: Iterable[dict[str, str]]) -> list[Point]:
-    """The networks as they are in the paper, without variants, in order of their number of experts."""
+    """The networks, in order of their number of experts."""
     by_network = defaultdict(list)
     for row in rows:
-        if not row["variant"]:
-            by_network[row["network"]].append(row)
+        by_network[row["network"], row["variant"]].append(row)
     found = []
-    for name, group in by_network.items():
-        experts = PAPER[name].num_experts
+    for (name, variant), group in by_network.items():
+        experts = None if variant == DENSE_TWIN else PAPER[name].num_experts
         kind = DENSE if experts is None else HIERARCHICAL if isinstance(experts, tuple) else FLAT
         number = math.prod(experts) if isinstance(experts, tuple) else experts or 1
         ops = float(group[0]["ops_per_timestep"])
-        found.append(Point(name, kind, number, ops, as_numbers(group, "test_perplexity")))
+        found.append(Point(f"{name} {variant}".strip(), kind, number, ops, as_numbers(group, "test_perplexity")))
     return sorted(found, key=lambda point: (point.experts, point.mean))
 
 
 def plot_family(rows: list[dict[str, str]], folder: Path, title: str) -> None:
-    """Test perplexity against the number of experts, and against the compute of a time step."""
+    """Test perplexity against the number of experts, and against the compute of a time step where that differs."""
     found, floors = points(rows), as_numbers(rows, "floor")
-    for axis, label in (("experts", "experts (dense networks: 1)"), ("ops", "multiply-adds a time step")):
+    drawn = {"experts": "experts (dense networks: 1)", "ops": "multiply-adds a time step"}
+    if max(point.ops for point in found) < 2 * min(point.ops for point in found):
+        del drawn["ops"]
+    for axis, label in drawn.items():
         figure = matplotlib.figure.Figure(figsize=(8, 5), dpi=120, layout="constrained")
         axes = figure.subplots()
         for kind, style in STYLES.items():
@@ -71,8 +74,8 @@ def plot_family(rows: list[dict[str, str]], folder: Path, title: str) -> None:
             axes.errorbar(x, mean, spread.T, capsize=4, linestyle=line, markersize=8, label=kind, **style)
         if floors:
             axes.axhline(floors[0], color="black", linestyle=":", label=f"floor, {floors[0]:.2f}")
-        seeds = max(len(point.perplexities) for point in found)
-        axes.set(xscale="log", yscale="log", xlabel=label, ylabel=f"test perplexity ({_seeds(seeds)})", title=title)
+        ylabel = f"test perplexity ({_seeds(len(point.perplexities) for point in found)})"
+        axes.set(xscale="log", yscale="log", xlabel=label, ylabel=ylabel, title=title)
         axes.margins(x=0.3, y=0.12)
         axes.grid(alpha=0.3, which="both")
         for which in (axes.xaxis, axes.yaxis):
@@ -105,7 +108,7 @@ def label_points(figure, axes, found: list[tuple[float, Point]]) -> None:
         heights += (wanted - heights).mean()
         for (x, y, point), height in zip(column, heights, strict=True):
             axes.annotate(
-                f"{point.network}  {point.mean:.2f}",
+                f"{point.label}  {point.mean:.2f}",
                 (x, y),
                 xycoords="figure pixels",
                 xytext=(beside, height),
@@ -118,7 +121,16 @@ def label_points(figure, axes, found: list[tuple[float, Point]]) -> None:
 
 
 def plot_balance(rows: list[dict[str, str]], folder: Path, title: str) -> None:
-    """Perplexity and balance by the weights of both losses, as heat maps."""
+    """Perplexity, balance and gradient by the weights of both losses, a page of heat maps for each network."""
+    networks = defaultdict(list)
+    for row in rows:
+        networks[row["network"]].append(row)
+    for network, group in networks.items():
+        plot_balance_of(group, folder / f"balance_{network}.png", f"{network}: {title}")
+
+
+def plot_balance_of(rows: list[dict[str, str]], file: Path, title: str) -> None:
+    """The page of one network; each number is the mean over its seeds."""
     cells = defaultdict(list)
     for row in rows:
         importance, load = (float(word) for word in row["variant"].replace(",", "").split()[1::2])
@@ -140,7 +152,7 @@ def plot_balance(rows: list[dict[str, str]], folder: Path, title: str) -> None:
         axes.set(title=column, xlabel="load_weight", ylabel="importance_weight")
         axes.set_xticks(range(len(loads)), [f"{x:g}" for x in loads])
         axes.set_yticks(range(len(importances)), [f"{x:g}" for x in importances])
-    figure.savefig(folder / "balance.png", dpi=120)
+    figure.savefig(file, dpi=120)
 
 
 def plot_ablations(rows: list[dict[str, str]], folder: Path, title: str) -> None:
@@ -159,14 +171,18 @@ def plot_ablations(rows: list[dict[str, str]], folder: Path, title: str) -> None
         )
         axes.annotate(f"{mean:.2f}", (mean, y), xytext=(0, 6), textcoords="offset points", fontsize=8, ha="center")
     axes.set_yticks(range(len(order)), [f"{network}: {variant}" for network, variant in order])
-    axes.set(xlabel="test perplexity", title=title)
+    axes.set(xlabel=f"test perplexity ({_seeds(map(len, groups.values()))})", title=title)
     axes.margins(x=0.1, y=0.08)
     axes.grid(alpha=0.3)
     figure.savefig(folder / "ablations.png", dpi=120)
 
 
-def _seeds(number: int) -> str:
-    return "one seed" if number == 1 else f"mean of {number} seeds, lowest to highest"
+def _seeds(numbers: Iterable[int]) -> str:
+    """What a point and its bar are, given how many seeds each has."""
+    numbers = sorted(set(numbers))
+    if numbers == [1]:
+        return "one seed"
+    return f"mean of {' to '.join(map(str, {numbers[0]: 0, numbers[-1]: 0}))} seeds, bars from lowest to highest"
 
 
 PLOTS = {"family": plot_family, "balance": plot_balance, "ablations": plot_ablations}

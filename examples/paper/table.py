@@ -1,4 +1,4 @@
-"""The table of all runs: a CSV file that grows by one row a run, and tells which are done."""
+"""The table of all runs, a CSV file: a row for each that is done, so that none is run twice."""
 
 import csv
 from collections.abc import Iterable
@@ -7,47 +7,49 @@ from typing import Any
 
 # What makes two runs the same; the other columns are their outcome.
 KEYS = (
-    "study",
-    "network",
-    "variant",
-    "seed",
-    "corpus",
-    "width",
-    "steps",
-    "batch",
-    "time",
-    "rate",
-    "optimizer",
-    "dropout",
-)
+    "study", "network", "variant", "seed", "corpus", "width", "steps", "batch", "time", "rate", "optimizer", "dropout",
+    "points", "held_out",
+)  # fmt: skip
 OUTCOMES = (
-    "parameters", "ops_per_timestep", "floor", "tokens", "seconds", "test_perplexity", "importance_cv", "load_cv",
-    "max_over_mean_load", "gradient_norm_mean", "gradient_norm_max", "validation_perplexity",
+    "parameters", "ops_per_timestep", "floor", "tokens", "seconds", "tokens_per_second", "test_perplexity",
+    "importance_cv", "load_cv", "max_over_mean_load", "gradient_norm_mean", "gradient_norm_max",
+    "validation_perplexity",
+)  # fmt: skip
+COLUMNS = (*KEYS, *OUTCOMES)
+SHOWN = (
+    "network", "variant", "seed", "parameters", "ops_per_timestep", "tokens_per_second", "test_perplexity",
+    "importance_cv", "load_cv", "max_over_mean_load", "gradient_norm_max",
 )  # fmt: skip
 
 
 def read(file: Path) -> list[dict[str, str]]:
-    """All rows; none where there is no file yet."""
+    """All rows; none where there is no file yet.
+
+    Raises:
+        ValueError: If the file has other columns.
+    """
     if not file.exists():
         return []
     with file.open(newline="") as lines:
-        return list(csv.DictReader(lines))
+        reader = csv.DictReader(lines)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"{str(file)!r} has other columns than this program writes. Pass another --output.")
+        return list(reader)
 
 
 def is_done(key: dict[str, Any], rows: Iterable[dict[str, str]]) -> bool:
-    return any(all(row[name] == str(key[name]) for name in KEYS) for row in rows)
+    """Whether the outcome of a run is among the rows."""
+    return any(all(row[name] == _as_text(key[name]) for name in KEYS) for row in rows)
 
 
 def append(file: Path, row: dict[str, Any]) -> None:
-    """Write one row at one stroke, so that an interruption leaves whole rows."""
+    """Add one row; what is missing stays empty."""
     is_new = not file.exists()
     with file.open("a", newline="") as lines:
-        writer = csv.DictWriter(lines, (*KEYS, *OUTCOMES), restval="")
+        writer = csv.DictWriter(lines, COLUMNS)
         if is_new:
             writer.writeheader()
-        writer.writerow(
-            {name: f"{v:.6g}" if isinstance(v, float) and name in OUTCOMES else v for name, v in row.items()}
-        )
+        writer.writerow({name: _as_text(row.get(name)) for name in COLUMNS})
 
 
 def as_numbers(rows: Iterable[dict[str, str]], column: str) -> list[float]:
@@ -57,6 +59,11 @@ def as_numbers(rows: Iterable[dict[str, str]], column: str) -> list[float]:
 
 def show(rows: list[dict[str, str]]) -> str:
     """The columns that tell runs apart or say how they came out, as a Markdown table."""
-    names = ("network", "variant", "seed", "parameters", "ops_per_timestep", "seconds", "test_perplexity", "load_cv")
-    lines = [names, ["---"] * len(names), *([row[name] for name in names] for row in rows)]
+    lines = [SHOWN, ["---"] * len(SHOWN), *([row[name] for name in SHOWN] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

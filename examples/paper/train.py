@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import statistics
 import sys
 import time
 from typing import Any
@@ -11,15 +12,15 @@ import tensorflow as tf
 from corpora import Data
 from runs import Run
 
-from tf_moe.analysis import measure_usage
-from tf_moe.models import PAPER, Perplexity
+from tf_moe.analysis import count, measure_usage
+from tf_moe.models import Perplexity
 from tf_moe.optimizers import FactoredAdam, optimizer_for
 
 
 def train(run: Run, data: Data, options: argparse.Namespace) -> dict[str, Any]:
     """The row of one run."""
     keras.utils.set_random_seed(run.seed)
-    network = PAPER[run.network].scaled(options.width)
+    network = run.shape(options.width)
     if options.dropout is not None:
         network = dataclasses.replace(network, dropout=options.dropout)
     model = network.build(data.vocabulary_size, **run.arguments(network))
@@ -28,28 +29,30 @@ def train(run: Run, data: Data, options: argparse.Namespace) -> dict[str, Any]:
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=[Perplexity()],
     )
-    norm = GradientNorm(data.train(run.seed + 1).take(4).cache())
+    norm, clock = GradientNorm(data.validation.take(8)), StepTimes()
     points = min(options.points, options.steps)
     started = time.perf_counter()
     history = model.fit(
         data.train(run.seed),
-        steps_per_epoch=options.steps // points,
+        steps_per_epoch=total_steps(options) // points,
         epochs=points,
         validation_data=data.validation,
-        callbacks=[norm],
+        callbacks=[norm, clock],
         shuffle=False,  # the data come shuffled
         verbose=1 if sys.stdout.isatty() else 2,
     ).history
     seconds = time.perf_counter() - started
+    cost, tokens = count(model), options.batch * options.time
     row = {
-        "parameters": network.parameters,
-        "ops_per_timestep": network.ops_per_timestep,
+        "parameters": cost.parameters,
+        "ops_per_timestep": cost.multiply_adds,
         "floor": data.floor,
-        "tokens": options.steps // points * points * options.batch * options.time,
+        "tokens": total_steps(options) * tokens,
         "seconds": round(seconds),
+        "tokens_per_second": round(tokens / clock.median),
         "validation_perplexity": " ".join(f"{value:.4g}" for value in history["val_perplexity"]),
         "test_perplexity": model.evaluate(data.test, verbose=0, return_dict=True)["perplexity"],
-        "gradient_norm_mean": sum(norm.values) / len(norm.values),
+        "gradient_norm_mean": statistics.mean(norm.values),
         "gradient_norm_max": max(norm.values),
     }
     if network.num_experts is not None:
@@ -58,21 +61,50 @@ def train(run: Run, data: Data, options: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
+def total_steps(options) -> int:
+    """Steps of training: as many as were asked for, less what does not divide evenly among the looks at validation."""
+    points = min(options.points, options.steps)
+    return options.steps // points * points
+
+
 def make_optimizer(options) -> keras.optimizers.Optimizer:
-    """Adam, or appendix D's factored one for the experts and Adam for the rest; warm-up, then a cosine."""
+    """Adam, or appendix D's factored one for the experts and Adam for the rest; warm-up, then a cosine.
+
+    The norm of the gradient is clipped, of both parts each by itself.
+    """
 
     def schedule():
-        warmup = max(1, options.steps // 20)
+        steps = total_steps(options)
+        warmup = max(1, steps // 20)
         return keras.optimizers.schedules.CosineDecay(
-            0.0, max(1, options.steps - warmup), alpha=0.02, warmup_target=options.rate, warmup_steps=warmup
+            0.0, max(1, steps - warmup), alpha=0.02, warmup_target=options.rate, warmup_steps=warmup
         )
 
     adam = keras.optimizers.Adam(schedule(), global_clipnorm=1.0)
     return optimizer_for(FactoredAdam(schedule(), global_clipnorm=1.0), adam) if options.factored else adam
 
 
+class StepTimes(keras.callbacks.Callback):
+    """How long each step of training takes by the clock."""
+
+    def on_train_begin(self, logs=None):
+        self.seconds = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seconds.append(time.perf_counter() - self._started)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
 class GradientNorm(keras.callbacks.Callback):
-    """The norm of the whole gradient over the same batches, at the end of every epoch.
+    """Norms of the gradient of the task's loss, of each of some batches at the end of every epoch.
+
+    Without the balance losses, whose weights would show in it; with the gate's noise and dropout.
 
     Args:
         batches: Batches of (tokens, next tokens, weights).
@@ -85,11 +117,12 @@ class GradientNorm(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if self._norm is None:
             self._norm = tf.function(self._measure)
-        norms = [float(self._norm(*batch)) for batch in self.batches]
-        self.values.append(sum(norms) / len(norms))
+        self.values += [float(self._norm(*batch)) for batch in self.batches]
 
     def _measure(self, tokens, following, weights):
         with tf.GradientTape() as tape:
-            loss = self.model.compute_loss(tokens, following, self.model(tokens, training=True), weights)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(following, self.model(tokens, training=True))
+            loss = tf.reduce_sum(losses * weights) / tf.reduce_sum(weights)
         gradients = tape.gradient(loss, self.model.trainable_variables)
-        return tf.linalg.global_norm([g for g in gradients if g is not None])
+        # An embedding's gradient comes as rows, several for a word: they have to be added up first.
+        return tf.linalg.global_norm([tf.convert_to_tensor(g) for g in gradients if g is not None])

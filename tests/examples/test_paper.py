@@ -24,6 +24,7 @@ class PaperTest(TestCase):
         output, rows = self.run_study(folder, *family, "MoE-4", "MoE-1-Deep")
         self.assertNotIn("done before", output)
         self.assertEqual([row["network"] for row in rows], ["MoE-4", "MoE-1-Deep"])
+        self.assertIn("| MoE-1-Deep |  | 0 | 8192 | 8192 |", output)
         for row in rows:
             self.assertBetween(float(row["test_perplexity"]), 10, 45)  # after four steps, of 40 words
             self.assertGreater(float(row["gradient_norm_max"]), 0)
@@ -36,8 +37,8 @@ class PaperTest(TestCase):
         self.assertIn("[2/3] LSTM-2048-512 seed 0\n", output)
         self.assertLen(more, 5)
         self.assertEqual(more[:2], rows)
-        for name in ("perplexity_by_experts.png", "perplexity_by_ops.png"):
-            self.assertGreater((folder / name).stat().st_size, 10_000)
+        self.assertGreater((folder / "perplexity_by_experts.png").stat().st_size, 10_000)
+        self.assertFalse((folder / "perplexity_by_ops.png").exists())  # of networks that cost the same
 
     def test_balance(self):
         folder = Path(self.get_temp_dir()) / "balance"
@@ -45,7 +46,7 @@ class PaperTest(TestCase):
         output, rows = self.run_study(folder, "balance", "--networks", "MoE-4", "--variants", *variants)
         self.assertIn("| MoE-4 | importance 0.1, load 0.1 | 0 |", output)
         self.assertLen(rows, 2)
-        self.assertGreater((folder / "balance.png").stat().st_size, 10_000)
+        self.assertGreater((folder / "balance_MoE-4.png").stat().st_size, 10_000)
 
     def test_ablations_on_text(self):
         data, folder = Path(self.get_temp_dir()) / "data", Path(self.get_temp_dir()) / "ablations"
@@ -56,13 +57,18 @@ class PaperTest(TestCase):
         variants = ["no noise", "strictly balanced", "no sigmoid"]
         arguments = ["--corpus", data, "--words", "11", "--networks", "MoE-4", "--variants", *variants]
         _, rows = self.run_study(folder, "ablations", *arguments)
+        output, again = self.run_study(folder, "ablations", *arguments)
+        self.assertEqual(output.count("done before"), 3)
+        self.assertEqual(again, rows)
+        self.assertIn("| MoE-4 | strictly balanced | 0 |", output)
         self.assertCountEqual([row["variant"] for row in rows], variants)
         self.assertEqual({row["floor"] for row in rows}, {""})
         self.assertGreater((folder / "ablations.png").stat().st_size, 10_000)
 
     def test_wrong_arguments_are_explained(self):
         for arguments, message in (
-            (["family", "--words", "0"], "num_words must be a positive integer. Received: num_words=0"),
+            (["family", "--facts", "1"], "fact_probability must be a number from 0 to under 1. Received"),
+            (["balance", "--networks", "MoE-1-Wide"], "about mixtures of experts. Received: --networks with"),
             (["ablations", "--variants", "none"], "--variants must be some of ['as in the paper'"),
         ):
             command = [sys.executable, PAPER, *arguments, "--output", self.get_temp_dir()]

@@ -1,4 +1,5 @@
 import keras
+import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
@@ -57,6 +58,23 @@ class GetTest(TestCase):
             self.assertEqual(again.get_config(), gate.get_config())
             with self.assertRaisesRegex(ValueError, "must be made for"):
                 gates.get(config, 5, 2)
+
+
+class MaskTest(TestCase):
+    def test_masked_tokens_may_hold_anything(self):
+        """NaN in them reaches no statistic and no gradient."""
+        for name in gates.GATES:
+            num_experts, k = ((3, 2), (2, 1)) if name == "hierarchical" else (4, 2)
+            gate = gates.get(name, num_experts, k)
+            x, mask = self.normal(9, 5), np.arange(9) % 3 > 0
+            x[0] = np.nan
+            with tf.GradientTape() as tape:
+                routing = gate(x, mask=mask, training=True)
+                loss = cv_squared(routing.importance) + cv_squared(routing.load) + routing.loss
+            self.assertAllEqual(routing.combine_weights[0], np.zeros(routing.combine_weights.shape[1]))
+            values = [routing.importance, routing.load, *tape.gradient(loss, gate.trainable_variables)]
+            for value in values:
+                self.assertTrue(np.all(np.isfinite(value)), name)
 
 
 class WithoutNoiseTest(TestCase):

@@ -75,6 +75,24 @@ class BuildTest(TestCase):
             without = x[:, [0, 1, 4, 5]]
             self.assertAllClose(model(x).numpy()[:, [0, 1, 4, 5]], model(without), atol=1e-5, msg=name)
 
+    @parameterized.parameters("MoE-4", "MoE-256", "MoE-256-h", "MoE-143M")
+    def test_dense_twin(self, name):
+        """Equal arithmetic at any width, to the last multiply-add, and no more weights than it uses."""
+        for width in (16, 64, 1024):
+            network = PAPER[name].scaled(width)
+            twin = network.dense_twin()
+            self.assertEqual(twin.ops_per_timestep, network.ops_per_timestep)
+            self.assertEqual(twin.parameters, twin.ops_per_timestep)
+            self.assertEqual(twin.name, f"{name}-dense")
+        small = PAPER[name].scaled(16).dense_twin()
+        self.assertEqual(count(small.build(10)), (small.parameters, small.ops_per_timestep))
+
+    def test_without_a_mixture_nothing_can_be_changed_about_it(self):
+        with self.assertRaisesRegex(ValueError, r"MoE-1-Wide has no mixture.*Received: arguments \['k', 'seed'\]"):
+            PAPER["MoE-1-Wide"].build(10, seed=1, k=2)
+        with self.assertRaisesRegex(ValueError, "4xLSTM-512 has no mixture"):
+            PAPER["4xLSTM-512"].dense_twin()
+
     def test_scaled(self):
         network = PAPER["MoE-143M"].scaled(64)
         self.assertEqual((network.width, network.lstm_units, network.expert_hidden), (64, (256, 256), (512,)))

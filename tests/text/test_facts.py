@@ -40,6 +40,7 @@ class EntropyTest(TestCase):
         chance = np.concatenate([[0], np.arange(1, 31) ** -0.8])
         probability = 0.3 * (chance / chance.sum())[x[:, 2:]]
         probability += 0.7 * (language.facts[x[:, :-2], x[:, 1:-1]] == x[:, 2:])
+        self.assertAllClose(language.log_probability(x), np.log(probability))
         self.assertAllClose(-np.log(probability).mean(), language.entropy, rtol=0.02)  # of 111,360 words
         pairs = np.zeros((31, 31))
         np.add.at(pairs, (x[:, 0], x[:, 1]), 1 / len(x))  # the first two words come as often as any others
@@ -74,6 +75,8 @@ class StreamTest(TestCase):
         self.assertAllEqual(sequences(one, 5, steps=6, num_batches=2), [*first, *second])  # it ends by itself
 
     def test_bad_arguments(self):
+        with self.assertRaisesRegex(ValueError, "num_words must be at most 4096. Received: num_words=4097"):
+            FactLanguage(4097)
         for arguments in ({"num_words": 0}, {"fact_probability": 1.0}, {"exponent": -1}, {"seed": "a"}):
             ((name, value),) = arguments.items()
             with self.assertRaisesRegex(ValueError, f"{name} must be .*Received: {name}={value!r}"):

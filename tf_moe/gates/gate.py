@@ -57,6 +57,7 @@ class Gate(keras.layers.Layer):
         checks.floating("A gate", inputs)
         if kwargs.get("mask") is not None:
             kwargs["mask"] = checks.mask(kwargs["mask"], inputs)
+            inputs = mask_rows(inputs, kwargs["mask"])  # which may hold anything, NaN too
         if not self.built:
             self.build(inputs.shape)
         with computed_where(self.weights[0] if self.weights else None):
@@ -119,7 +120,7 @@ def mask_rows(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
 
 
 def sum_rows(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    """Sum of the rows `(T, E)` of unmasked tokens, `(E,)`; all rows must be finite."""
+    """Sum of the rows `(T, E)` of unmasked tokens, `(E,)`; the rows of masked ones must be finite too."""
     if mask is None:
         return tf.reduce_sum(values, axis=0)
     # As a product, since the masked matrix would be one more of that size to write and read.

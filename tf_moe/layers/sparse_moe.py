@@ -37,8 +37,9 @@ class SparseMoE(keras.layers.Layer):
     CV(load)^2`, over all unmasked positions. It logs `importance_cv`, `load_cv`, `max_over_mean_load`,
     `dropped_fraction` and `nonfinite_fraction` as metrics that start with its name.
 
-    A position with a NaN or an infinity, or with features so large that products overflow (they add up to 1e35), comes
-    back as NaN, and otherwise counts as masked does: it reaches no expert, no other position, no loss and no gradient.
+    A position with a NaN or an infinity, or with features that add up to 1e35 and so overflow in float32 once they meet
+    weights, comes back as NaN, and otherwise counts as a masked one does: it reaches no expert, no other position, no
+    loss and no gradient of the layer.
 
     Args:
         num_experts: Number of experts; or a pair (groups, experts in each group) for two levels.
@@ -215,8 +216,8 @@ class SparseMoE(keras.layers.Layer):
             tokens = shards.lay_out_batch(tokens)
             token_mask = None if token_mask is None else shards.lay_out_batch(token_mask)
         valid = screen(tokens, token_mask)
-        tokens = valid.clear(tokens)
         routing = self.gate(tokens, mask=valid.takes_part, training=training)
+        tokens = valid.clear(tokens)
         plan = self._plan(routing, tokens)
         rows = plan.dispatch(tokens)
         rows = self.experts(rows, plan.counts, capacity=plan.capacity, block=plan.block)
@@ -247,8 +248,7 @@ class SparseMoE(keras.layers.Layer):
         if not self.built:
             self.build(inputs.shape)
         tokens, token_mask = self._flatten(inputs, mask)
-        valid = screen(tokens, token_mask)
-        routing = self.gate(valid.clear(tokens), mask=valid.takes_part, training=training)
+        routing = self.gate(tokens, mask=screen(tokens, token_mask).takes_part, training=training)
         return routing._replace(gates=dense_gates(routing, self.total_experts))
 
     def _flatten(self, inputs, mask):

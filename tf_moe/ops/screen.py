@@ -1,10 +1,11 @@
-"""Keeping tokens that are no numbers away from what is summed over all tokens."""
+"""Keeping tokens with a NaN or an infinity away from what is summed over all tokens."""
 
 from typing import NamedTuple
 
 import tensorflow as tf
 
-# A token whose features add up to more than this would overflow in float32 as soon as it meets weights.
+# A token whose features add up to more than this would overflow in float32, which the gate has under any dtype policy,
+# as soon as it meets weights.
 _LARGEST = 1e35
 
 

@@ -8,6 +8,8 @@ import tensorflow as tf
 
 from tf_moe import checks
 
+_MOST_WORDS = 4096  # a gigabyte, and a minute or two for the entropy
+
 
 class FactLanguage:
     """A language that has nothing but facts: the two words before set each next word, but for some noise.
@@ -22,7 +24,8 @@ class FactLanguage:
     from 1 by frequency; 0 is padding.
 
     Args:
-        num_words: Number of words V; the facts are V * V. Default 512, which makes 262,144.
+        num_words: Number of words V, up to 4096; the facts are V * V. Default 512, which makes 262,144. Takes some 50
+            bytes of memory for each fact.
         fact_probability: Share of the words that are set by a fact. Default 0.9.
         exponent: Of Zipf's law: word number r has a frequency of r^-exponent. Default 1.
         seed: Integer seed of the facts: with the same seed the language is the same. Default 0.
@@ -40,11 +43,13 @@ class FactLanguage:
     >>> language = FactLanguage(num_words=100, fact_probability=0.8)
     >>> words, following, weights = next(iter(language.batches(batch_size=4, steps=10)))
     >>> words.shape, round(language.perplexity, 1)
-    (TensorShape([4, 10]), 4.2)
+    (TensorShape([4, 10]), 3.2)
     """
 
     def __init__(self, num_words: int = 512, fact_probability: float = 0.9, exponent: float = 1.0, seed: int = 0):
         self.num_words = checks.integer("num_words", num_words)
+        if self.num_words > _MOST_WORDS:
+            raise ValueError(f"num_words must be at most {_MOST_WORDS}. Received: num_words={num_words}.")
         self.fact_probability = checks.number(
             "fact_probability", fact_probability, "a number from 0 to under 1", lambda x: 0 <= x < 1
         )
@@ -68,12 +73,14 @@ class FactLanguage:
         size = self.vocabulary_size
         following = self.facts + size * np.arange(size)  # fact(a, b) as a pair (b, fact(a, b))
         pairs = np.outer(self._frequency, self._frequency)
-        # Each turn forgets the share of noise of what it started from.
-        for _ in range(math.ceil(math.log(1e-12) / math.log(self.fact_probability)) if self.fact_probability else 1):
+        change = 1.0
+        while change > 1e-13:  # noise makes the chain forget where it began
             set_by_fact = np.bincount(following.ravel(), pairs.ravel(), size * size).reshape(size, size)
             noise = np.outer(pairs.sum(0), self._frequency)
-            pairs = self.fact_probability * set_by_fact + (1 - self.fact_probability) * noise
-        return pairs / pairs.sum()
+            before, pairs = pairs, self.fact_probability * set_by_fact + (1 - self.fact_probability) * noise
+            pairs /= pairs.sum()
+            change = np.abs(pairs - before).sum()
+        return pairs
 
     @functools.cached_property
     def entropy(self) -> float:
@@ -85,6 +92,19 @@ class FactLanguage:
     @property
     def perplexity(self) -> float:
         return math.exp(self.entropy)
+
+    def log_probability(self, words: np.ndarray) -> np.ndarray:
+        """What the language itself gives each word from the third on: minus the mean is the floor of these very words.
+
+        Args:
+            words: Integers `(B, T)`, sequences of the language.
+
+        Returns:
+            Float64 `(B, T - 2)`, natural logarithms.
+        """
+        words = np.asarray(words)
+        is_fact = self.facts[words[:, :-2], words[:, 1:-1]] == words[:, 2:]
+        return np.log((1 - self.fact_probability) * self._frequency[words[:, 2:]] + self.fact_probability * is_fact)
 
     def batches(self, batch_size: int, steps: int, seed: int = 0, num_batches: int | None = None) -> tf.data.Dataset:
         """Sequences of the language, always new ones.
