@@ -5,14 +5,32 @@
 Section 3.1 of the paper names two ways to larger batches for the experts. All time steps of a recurrent layer's output
 are one batch for them, where step by step each would be a call of its own; and data-parallel replicas share one copy of
 the experts, where with copies of their own each replica would be a call. Both come to the same: more calls with fewer
-tokens for each expert. Timed is a training step, forward and backward pass, with fresh tokens and noise.
+tokens for each expert. The ratios are of CPU time against all tokens in one call: of the forward pass alone, and of a
+training step, in which every call has a gradient of all experts, to be added to those of the others. Tokens and noise
+are fresh.
 """
+
+import functools
 
 import tensorflow as tf
 from arguments import make_parser, parse
 from timing import interleave, print_table
 
 from tf_moe.layers import SparseMoE
+
+
+def forward_in(calls: int, layer: SparseMoE):
+    """The forward pass of training over tokens `(T, D)` in so many calls of the layer, one after the other."""
+
+    @tf.function
+    def forward(x):
+        parts = tf.reshape(x, [calls, -1, x.shape[-1]])
+        total = 0.0
+        for n in tf.range(calls):
+            total += tf.reduce_mean(layer(parts[n], training=True)) + tf.add_n(layer.losses)
+        return total
+
+    return forward
 
 
 def step_in(calls: int, layer: SparseMoE):
@@ -40,18 +58,22 @@ def main(arguments=None):
     options = parse(parser, arguments, **tiny)
     layer = SparseMoE(options.experts, options.hidden, k=options.k)
     layer.build((None, options.width))
-    steps = {calls: step_in(calls, layer) for calls in options.calls}
-    times = interleave(steps, lambda: (tf.random.normal([options.tokens, options.width]),), options.repetitions)
+    numbers = sorted({1, *options.calls})
+    forward = {f"forward {calls}": forward_in(calls, layer) for calls in numbers}
+    steps = {f"step {calls}": step_in(calls, layer) for calls in numbers}
+    fresh = functools.partial(tf.random.normal, [options.tokens, options.width])
+    times = interleave(forward | steps, lambda: (fresh(),), options.repetitions)
     print_table(
         {
             "calls": calls,
             "tokens a call": options.tokens // calls,
             "tokens for an expert": options.k * options.tokens / calls / options.experts,
-            "clock (ms)": times[calls].wall,
-            "CPU (ms)": times[calls].cpu,
-            "times one call, CPU": times[calls].cpu / times[options.calls[0]].cpu,
+            "forward, CPU (ms)": times[f"forward {calls}"].cpu,
+            "step, CPU (ms)": times[f"step {calls}"].cpu,
+            "forward, ratio": times[f"forward {calls}"].cpu / times["forward 1"].cpu,
+            "step, ratio": times[f"step {calls}"].cpu / times["step 1"].cpu,
         }
-        for calls in options.calls
+        for calls in numbers
     )
 
 

@@ -284,3 +284,31 @@ class ResumeTest(TestCase):
         self.fit(model, whole, epochs=1)
         self.assertLen(whole.losses, STEPS)
         self.assertNotIn("Replay", type(model.train_function).__name__)
+
+    def test_sigterm_after_an_exception(self):
+        """There is no batch whose end could be waited for: the signal is whose it was before."""
+
+        def fail(*_):
+            raise KeyboardInterrupt
+
+        seen = []
+        before = signal.signal(signal.SIGTERM, lambda *_: seen.append("before"))
+        try:
+            with self.assertRaises(KeyboardInterrupt):
+                resume = Resume(self.directory, 2, save_before_exit=True)
+                self.fit(self.model(), resume, keras.callbacks.LambdaCallback(on_epoch_begin=fail))
+            os.kill(os.getpid(), signal.SIGTERM)
+            self.assertEqual(seen, ["before"])
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def test_callbacks_of_other_loops(self):
+        """Keras's lists of callbacks, which were taught to skip, are told of batches where there is no model too."""
+        self.fit(self.model(), Resume(self.directory, 2), epochs=1)
+        seen = []
+        callbacks = keras.callbacks.CallbackList(
+            [keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(batch))]
+        )
+        callbacks.on_train_batch_begin(0)
+        callbacks.on_train_batch_end(0)
+        self.assertEqual(seen, [0])

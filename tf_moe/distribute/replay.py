@@ -9,6 +9,7 @@ and its iterators are those of an uninterrupted run.
 import functools
 import inspect
 import itertools
+import types
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -44,12 +45,17 @@ class FitData(NamedTuple):
 
 def data_of_fit(model: keras.Model) -> FitData:
     """The arguments of the `fit` that calls, which Keras tells no callback: they are read from its frame."""
-    frame = inspect.currentframe()
-    while frame and not (frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model):
-        frame = frame.f_back
+    frame = frame_of_fit(model, inspect.currentframe())
     if frame is None:
         raise ValueError(f"Resume goes on with a training of model.fit. Received: {model.name!r} in another loop.")
     return FitData(*(frame.f_locals[name] for name in FitData._fields))
+
+
+def frame_of_fit(model: keras.Model, frame: types.FrameType | None) -> types.FrameType | None:
+    """The innermost call of the model's `fit` that is running in a frame; None if none is."""
+    while frame and not (frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model):
+        frame = frame.f_back
+    return frame
 
 
 def passes_before(
@@ -192,16 +198,22 @@ def _quieten_callbacks() -> None:
 
     @functools.wraps(begin)
     def on_train_batch_begin(callbacks, batch, logs=None):
-        if not getattr(callbacks.model.train_function, "skipping", False):
+        if _skipping_replay(callbacks) is None:
             begin(callbacks, batch, logs)
 
     @functools.wraps(end)
     def on_train_batch_end(callbacks, batch, logs=None):
-        function = callbacks.model.train_function
-        if getattr(function, "skipping", False):
-            function.skipped()
-        else:
+        replay = _skipping_replay(callbacks)
+        if replay is None:
             end(callbacks, batch, logs)
+        else:
+            replay.skipped()
 
     keras.callbacks.CallbackList.on_train_batch_begin = on_train_batch_begin
     keras.callbacks.CallbackList.on_train_batch_end = on_train_batch_end
+
+
+def _skipping_replay(callbacks: keras.callbacks.CallbackList) -> Replay | None:
+    """The stand-in by which the batch at hand is skipped. Callbacks of other loops may be of no model at all."""
+    function = getattr(getattr(callbacks, "model", None), "train_function", None)
+    return function if isinstance(function, Replay) and function.skipping else None

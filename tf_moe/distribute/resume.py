@@ -15,7 +15,7 @@ from tensorflow.experimental import dtensor
 from tf_moe import checks
 from tf_moe.distribute.checkpoint import restore_sharded, save_sharded
 from tf_moe.distribute.connection import barrier
-from tf_moe.distribute.replay import FitData, Replay, data_of_fit, finish
+from tf_moe.distribute.replay import FitData, Replay, data_of_fit, finish, frame_of_fit
 from tf_moe.distribute.strategy import ExpertParallelStrategy
 
 _STATE = "state.json"
@@ -206,11 +206,14 @@ class Resume(keras.callbacks.Callback):
                 f"Received: save_before_exit=True in a cluster of {dtensor.num_clients()}. Pass a save_freq instead."
             )
 
-        def note(*_):
-            self._terminated = True
+        def note(_, frame):
+            self._terminated = frame_of_fit(self.model, frame) is not None
             self._signals.close()  # the next signal ends the process, also if no batch ever ends
+            if not self._terminated:  # an exception has ended the training
+                os.kill(os.getpid(), signal.SIGTERM)
 
-        before = signal.signal(signal.SIGTERM, note)
+        # None is the handler of a program that Python is only a part of, which cannot be put back.
+        before = signal.signal(signal.SIGTERM, note) or signal.SIG_DFL
         self._signals.callback(signal.signal, signal.SIGTERM, before)
 
 
