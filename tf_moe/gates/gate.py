@@ -56,6 +56,8 @@ class Gate(keras.layers.Layer):
         checks.floating("A gate", inputs)
         if kwargs.get("mask") is not None:
             kwargs["mask"] = checks.mask(kwargs["mask"], inputs)
+        if "training" in kwargs:
+            kwargs["training"] = checks.training(kwargs["training"])
         if not self.built:
             self.build(inputs.shape)
         with computed_where(self.weights[0] if self.weights else None):

@@ -83,7 +83,7 @@ class SampledSoftmax(keras.layers.Layer):
 
     def call(self, inputs, training=False):
         checks.floating("SampledSoftmax", inputs)
-        if training:
+        if checks.training(training):
             outputs = tf.identity(inputs)
             setattr(outputs, _LAYER, self)  # as Keras leaves a mask on a tensor, for the loss to find
             return outputs

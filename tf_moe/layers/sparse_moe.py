@@ -186,10 +186,11 @@ class SparseMoE(keras.layers.Layer):
         )
 
     def build(self, input_shape):
-        if len(input_shape) < 2 or not input_shape[-1]:
+        if input_shape is None or len(input_shape) < 2 or not input_shape[-1]:
+            received = None if input_shape is None else tuple(input_shape)
             raise ValueError(
                 f"{type(self).__name__} needs inputs (..., D) of rank 2 or more with a static width D, 1 or more. "
-                f"Received: input shape {tuple(input_shape)}."
+                f"Received: input shape {received}."
             )
         width = input_shape[-1]
         for part in (self.gate, self.experts):
