@@ -194,13 +194,12 @@ class Reference:
 
 
 def fix_noise(gate, rng):
-    """Make the gate draw the same noise in every call; returns the list that this comes in: level by level."""
-    drawn, seed = [], int(rng.integers(2**31))
+    """Make the gate draw the same noise in every call; returns a list of what it drew, level by level."""
+    drawn, seed = [], rng.integers(2**31, size=2)
 
     def noise(shape):
-        numbers = np.random.default_rng(seed).standard_normal(shape).astype("float32")
-        drawn.append(numbers)
-        return tf.constant(numbers)
+        drawn.append(tf.random.stateless_normal(shape, seed))
+        return drawn[-1]
 
     gate.noise = noise
     return drawn
@@ -228,9 +227,10 @@ class SparseMoETest(TestCase):
         kernel=st.sampled_from([0.0, 0.5, 2.0]),
         masked=st.sampled_from([None, 0.0, 0.5, 1.0]),
         training=st.booleans(),
+        form=st.sampled_from([lambda f: f] * 9 + [tf.function]),  # tracing takes its time
         seed=st.integers(0, 2**32 - 1),
     )
-    def test_any_input(self, arguments, shape, width, scales, kernel, masked, training, seed):
+    def test_any_input(self, arguments, shape, width, scales, kernel, masked, training, form, seed):
         rng, tokens = np.random.default_rng(seed), prod(shape)
         layer = SparseMoE(expert_hidden=3, **arguments)
         if arguments["dtype"] == "mixed_float16":  # which ends at 65504
@@ -244,26 +244,30 @@ class SparseMoETest(TestCase):
         drawn = fix_noise(layer.gate, rng)
         inputs = tf.reshape(x, [*shape, width])
 
-        with tf.GradientTape() as tape:
-            tape.watch(inputs)
-            y = layer(inputs, mask=mask, training=training)
-            losses = list(layer.losses)
-            loss = tf.reduce_sum(tf.cast(y, tf.float32)) + sum(losses, 0.0)
+        def compute(inputs):
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                y = layer(inputs, mask=mask, training=training)
+                losses = list(layer.losses)
+                loss = tf.reduce_sum(tf.cast(y, tf.float32)) + sum(losses, 0.0)
+            return y, losses, tape.gradient(loss, [inputs, *(v.value for v in layer.trainable_variables)])
+
+        y, losses, gradients = form(compute)(inputs)
         self.assertEqual((tuple(y.shape), y.dtype), ((*shape, width), layer.compute_dtype))
         self.assertLen(losses, int(training))
-        gradients = tape.gradient(loss, [inputs, *(v.value for v in layer.trainable_variables)])
         if max(scales) > 1e10:  # the gradient of a gate's kernel is a product of inputs with outputs
             gradients = []
         for number in (*losses, *(g for g in gradients if g is not None)):
             self.assertTrue(np.all(np.isfinite(tf.cast(number, tf.float64))))
 
+        drawn.clear()
         routing = layer.route(inputs, mask=mask, training=training)
         counted = np.ones(tokens, bool) if mask is None else mask.ravel()
         reference = Reference(self, layer, tf.cast(x, tf.float64).numpy(), counted)
         if arguments["gate"] == "strictly_balanced":
             reference.check_balanced(routing, training)
         else:
-            reference.check_routing(routing, drawn[0] if training else None)
+            reference.check_routing(routing, drawn[0].numpy() if training else None)
         expected, size = reference.output(routing)
         error = np.abs(tf.reshape(tf.cast(y, tf.float64), [-1, width]).numpy() - expected)
         self.assertLessEqual((error / (size + 1e-30)).max(initial=0), ROUNDING[arguments["dtype"]])
