@@ -21,6 +21,12 @@ class ChecksTest(TestCase):
             self.assertIs(type(checks.at_least_zero("x", value)), float)
         self.assertEqual(checks.at_least_zero("x", 0), 0)
 
+    def test_truth_values_of_all_kinds_say_whether_to_train(self):
+        for value in (True, np.True_, 1, tf.constant(True)):
+            self.assertIs(checks.training(value), True)
+        for value in (False, np.False_, 0, None, tf.constant(False)):
+            self.assertIs(checks.training(value), False)
+
     def test_masks_become_booleans(self):
         for value in ([1, 0], np.array([True, False]), tf.constant([1.0, 0.0])):
             self.assertAllEqual(checks.mask(value, tf.zeros([2, 3])), [True, False])

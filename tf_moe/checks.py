@@ -75,6 +75,13 @@ def boolean(name: str, value: Any) -> bool:
     return value
 
 
+def training(value: Any) -> bool:
+    """Whether a call trains; None, as Keras may have it, is False. Raises ValueError for what is no truth value."""
+    if value not in (None, False, True):
+        raise ValueError(f"training must be True or False. Received: training={value!r}.")
+    return bool(value)
+
+
 def instance(name: str, value: Any, kind: type, hint: str) -> None:
     """Raise TypeError unless the value is an object of this class; `hint` says what to pass."""
     if not isinstance(value, kind):

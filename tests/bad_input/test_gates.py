@@ -37,6 +37,7 @@ class GatesTest(BadInput):
         ("integers", lambda: NoisyTopK(4, 2)(zeros(2, 3, dtype="int32")), ValueError, "dtype int32"),
         ("mask", lambda: NoisyTopK(4, 2)(zeros(2, 3), mask=[True] * 3), ValueError, r"mask \(3,\), inputs \(2, 3\)"),
         ("balanced_mask", lambda: StrictlyBalanced(4, 2)(zeros(2, 3), mask=[True]), ValueError, r"mask \(1,\)"),
+        ("training", lambda: NoisyTopK(4, 2)(zeros(2, 3), training="yes"), ValueError, "training='yes'"),
         ("unknown_width", lambda: NoisyTopK(4, 2).build((None, None)), ValueError, r"shape=\(None, 4\)"),
     )
     def test_calls(self, call, error, pattern):

@@ -52,6 +52,8 @@ class TextTest(BadInput):
         ),
         ("vocabulary_words", lambda t: text.Vocabulary(["a"]), ValueError, r"first tokens must be.*\('a',\)"),
         ("vocabulary_numbers", lambda t: text.Vocabulary([*text.Vocabulary.specials, 3]), ValueError, r"\[3\]"),
+        ("vocabulary_line", lambda t: text.Vocabulary([*text.Vocabulary.specials, "a\n"]), ValueError, r"\['a\\n'\]"),
+        ("vocabulary_surrogate", lambda t: text.Vocabulary([*text.Vocabulary.specials, "\ud800"]), ValueError, "ud800"),
         (
             "vocabulary_length",
             lambda t: text.Vocabulary(text.Vocabulary.specials, num_tokens=-1),

@@ -58,6 +58,8 @@ class Gate(keras.layers.Layer):
         if kwargs.get("mask") is not None:
             kwargs["mask"] = checks.mask(kwargs["mask"], inputs)
             inputs = mask_rows(inputs, kwargs["mask"])  # which may hold anything, NaN too
+        if "training" in kwargs:
+            kwargs["training"] = checks.training(kwargs["training"])
         if not self.built:
             self.build(inputs.shape)
         with computed_where(self.weights[0] if self.weights else None):

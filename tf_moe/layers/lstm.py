@@ -105,6 +105,7 @@ class LSTM(keras.layers.LSTM):
         self.input_spec = keras.layers.InputSpec(ndim=3, axes={-1: sequences_shape[-1]})
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
+        training = checks.training(training)
         if sequences.shape[1] != 0:
             return super().call(sequences, initial_state=initial_state, mask=mask, training=training)
         # Keras looks at the first step. Without any, one masked step has the right effect: none.

@@ -1,5 +1,6 @@
 """A softmax over a large vocabulary that trains on a sample of it."""
 
+import contextvars
 import math
 
 import keras
@@ -11,6 +12,8 @@ from tf_moe.mesh.shards import computed_where, current_shards
 
 # The attribute of its output by which the loss knows the layer.
 _LAYER = "_tf_moe_sampled_softmax"
+# The layer of the loss that is being computed: another one in each thread, and nothing for a model to save.
+_layer: contextvars.ContextVar["SampledSoftmax | None"] = contextvars.ContextVar("sampled_softmax", default=None)
 
 
 @keras.saving.register_keras_serializable(package="tf_moe")
@@ -83,7 +86,7 @@ class SampledSoftmax(keras.layers.Layer):
 
     def call(self, inputs, training=False):
         checks.floating("SampledSoftmax", inputs)
-        if training:
+        if checks.training(training):
             outputs = tf.identity(inputs)
             setattr(outputs, _LAYER, self)  # as Keras leaves a mask on a tensor, for the loss to find
             return outputs
@@ -171,11 +174,11 @@ class SampledSoftmaxLoss(keras.losses.Loss):
         super().__init__(name=name, **kwargs)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        self._layer = getattr(y_pred, _LAYER, None)  # which Keras's conversions need not keep
+        token = _layer.set(getattr(y_pred, _LAYER, None))  # which Keras's conversions need not keep
         try:
             return super().__call__(y_true, y_pred, sample_weight)
         finally:
-            self._layer = None  # or a saved model would have the layer twice
+            _layer.reset(token)
 
     def call(self, y_true, y_pred):
         if y_true.shape.rank == y_pred.shape.rank and y_true.shape[-1] == 1:
@@ -186,6 +189,6 @@ class SampledSoftmaxLoss(keras.losses.Loss):
                 "Targets must be integers of the predictions' shape without its last dimension. "
                 f"Received: targets {y_true.shape}, predictions {y_pred.shape}. Pass words' numbers, not one-hot rows."
             )
-        if self._layer is not None:
-            return self._layer.sampled_loss(y_true, y_pred)
+        if _layer.get() is not None:
+            return _layer.get().sampled_loss(y_true, y_pred)
         return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)

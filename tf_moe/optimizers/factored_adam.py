@@ -35,7 +35,8 @@ class FactoredAdam(keras.optimizers.Optimizer):
         **kwargs: The arguments just named.
 
     Raises:
-        ValueError: If beta_1 or beta_2 is not in [0, 1), or a learning rate, epsilon or weight decay negative or NaN.
+        ValueError: If beta_1 or beta_2 is not in [0, 1), a learning rate, epsilon or weight decay negative or NaN, or
+            what gradients are clipped to not positive.
 
     Example:
 
@@ -64,6 +65,9 @@ class FactoredAdam(keras.optimizers.Optimizer):
             checks.at_least_zero("weight_decay", weight_decay)
         if isinstance(learning_rate, float):
             checks.at_least_zero("learning_rate", learning_rate)
+        for clip in ("clipnorm", "clipvalue", "global_clipnorm"):
+            if kwargs.get(clip) is not None:  # Keras takes a negative one for none
+                checks.number(clip, kwargs[clip], "a positive number, or None", lambda x: x > 0)
         super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, name=name, **kwargs)
         self.beta_1 = beta_1
         self.beta_2 = beta_2

@@ -1,6 +1,7 @@
 """The tokens a model knows, and their numbers."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from os import PathLike
@@ -12,6 +13,9 @@ import tensorflow as tf
 from tf_moe import checks
 from tf_moe.text.text import Text, check_text
 from tf_moe.text.tokenizer import Tokenizer
+
+# What no token may hold: the end of a line, on which it is saved, and surrogates, which UTF-8 cannot write.
+_NOT_IN_TOKENS = re.compile("[\n\ud800-\udfff]")
 
 
 class Vocabulary:
@@ -30,8 +34,8 @@ class Vocabulary:
         table: The lookup from tokens to ids. What is exported with `encode` in it has to track this table.
 
     Raises:
-        ValueError: the specials are not in their places, a token is no string or stands there twice, or `num_tokens`
-            is no integer of at least 0.
+        ValueError: the specials are not in their places, a token is no string, holds a line end or a surrogate or
+            stands there twice, or `num_tokens` is no integer of at least 0.
 
     Example:
         >>> vocabulary = tf_moe.text.build_vocabulary(corpus.train, 10_000)
@@ -51,6 +55,11 @@ class Vocabulary:
             raise ValueError(f"The first tokens must be {self.specials}. Received: {self.tokens[:3]}")
         if wrong := [token for token in self.tokens if not isinstance(token, str)]:
             raise ValueError(f"Tokens must be strings. Received: {wrong[:5]}")
+        if wrong := [token for token in self.tokens if _NOT_IN_TOKENS.search(token)]:
+            raise ValueError(
+                "Tokens cannot hold line ends, or surrogates, which are no characters. "
+                f"Received: {wrong[:5]}. Leave them out."
+            )
         if twice := [token for token, count in Counter(self.tokens).items() if count > 1]:
             raise ValueError(f"A token can have one id only. Received more than once: {twice[:5]}")
         ids = [self.UNK] * 3 + list(range(3, len(self.tokens)))  # no text writes a special

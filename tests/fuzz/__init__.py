@@ -1,0 +1,1 @@
+"""Random calls, files and configs: a right answer or a clear error, never anything else. See `examples` in base.py."""

@@ -1,0 +1,273 @@
+"""The layer with any arguments, on any finite input: right, or refused before anything is computed."""
+
+from fractions import Fraction
+from math import ceil, prod
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import tensorflow as tf
+
+from tests.base import TestCase
+from tests.dispatch.reference import fill_buffers
+from tests.fuzz.base import examples
+from tests.references import softmax
+from tf_moe.layers import SparseMoE
+
+# Of the numbers that a layer computes with, the distance of 1 from the next, in the half precisions that of products.
+ROUNDING = {"float32": 2e-6, "float64": 2e-6, "mixed_bfloat16": 2e-2, "mixed_float16": 4e-3}
+# Zero, denormal, tiny, small, usual, large and huge.
+SCALES = [0.0, 1e-40, 1e-30, 1e-4, 1.0, 1e4, 1e30]
+
+ODD = st.sampled_from([0, -1, 12, 2.0, "2", None, True, (2,), (1, 2, 3), [2, 2], float("nan"), np.int64(2)])
+
+
+@st.composite
+def valid_arguments(draw):
+    """Arguments of a layer that can be."""
+    gate = draw(st.sampled_from(["noisy_top_k", "hierarchical", "strictly_balanced"]))
+    if gate == "hierarchical" or (gate == "noisy_top_k" and draw(st.booleans())):
+        num_experts = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+        k = tuple(draw(st.integers(1, n)) for n in num_experts)
+    else:
+        num_experts = draw(st.integers(1, 9))
+        k = draw(st.integers(1, num_experts))
+    return {
+        "num_experts": num_experts,
+        "k": k,
+        "gate": gate,
+        "capacity_factor": draw(st.sampled_from([None, 0.1, 1, 1.25, 7.5])),
+        "drop_by": draw(st.sampled_from(["position", "weight"])),
+        "use_bias": draw(st.booleans()),
+        "recompute": draw(st.booleans()),
+        "dtype": draw(st.sampled_from(list(ROUNDING))),
+    }
+
+
+any_arguments = st.fixed_dictionaries(
+    {
+        "num_experts": st.integers(1, 4) | st.tuples(st.integers(1, 3), st.integers(1, 3)) | ODD,
+        "k": st.integers(1, 4) | st.tuples(st.integers(1, 3), st.integers(1, 3)) | ODD,
+        "gate": st.sampled_from(["noisy_top_k", "strictly_balanced", "hierarchical", "switch", 3]),
+        "capacity_factor": st.sampled_from([None, 0.1, 1, 1.25, 7.5, 0, -1.0, "1", float("inf")]),
+        "drop_by": st.sampled_from(["position", "weight", "luck"]),
+    }
+)
+
+
+def is_count(value, least=1):
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
+
+
+def is_choice(experts, k):
+    return is_count(experts) and is_count(k) and k <= experts
+
+
+def is_valid(num_experts, k, gate, capacity_factor, drop_by, **_):
+    """Whether the documentation allows such a layer."""
+    levels = [isinstance(x, (tuple, list)) for x in (num_experts, k)]
+    if any(levels):
+        fits = all(levels) and len(num_experts) == len(k) == 2 and all(map(is_choice, num_experts, k))
+        fits = fits and gate in ("noisy_top_k", "hierarchical")
+    else:
+        fits = is_choice(num_experts, k) and gate in ("noisy_top_k", "strictly_balanced")
+    return fits and capacity_factor in (None, 0.1, 1, 1.25, 7.5) and drop_by != "luck"
+
+
+class Reference:
+    """The layer's parts in float64, and what each may differ from them by: the rounding of what it was computed from.
+
+    Where the layer had to choose, its own choice is taken, once it was checked to be one of the best.
+    """
+
+    def __init__(self, test, layer, x, mask):
+        self.test, self.layer = test, layer
+        self.x, self.mask = x.astype(np.float64), mask
+        self.experts, self.k = layer.total_experts, layer.total_k
+        self.weights = {w.path.split("/", 1)[1]: w.numpy().astype(np.float64) for w in layer.weights}
+
+    def check_routing(self, routing, noise):
+        """Every token has its best experts, with the weights that the paper gives them."""
+        gates = routing.gates.numpy().astype(np.float64)
+        self.test.assertAllEqual(gates[~self.mask], np.zeros_like(gates[~self.mask]))
+        for t in np.flatnonzero(self.mask):
+            if isinstance(self.layer.num_experts, tuple):
+                self._check_levels(t, gates[t].reshape(self.layer.num_experts), noise)
+            else:
+                logits, slack = self._logits(t, *self._kernels(""), noise)
+                self._check_choice(gates[t], logits, slack, self.layer.k)
+        self.test.assertAllClose(routing.importance, gates.sum(0), rtol=1e-4, atol=1e-4)
+
+    def _kernels(self, prefix):
+        return self.weights[f"gate/{prefix}kernel"], self.weights[f"gate/{prefix}noise_kernel"]
+
+    def _logits(self, t, kernel, noise_kernel, noise):
+        """A token's logits, and how far rounding may take them from that."""
+        x = self.x[t]
+        logits, size = x @ kernel, np.abs(x) @ np.abs(kernel)
+        if noise is not None:
+            stddev = np.logaddexp(0.0, x @ noise_kernel)
+            logits = logits + noise[t] * stddev
+            size = size + np.abs(noise[t]) * (stddev + np.abs(x) @ np.abs(noise_kernel))
+        return logits, 2e-6 * size.max() + 1e-30
+
+    def _check_choice(self, weights, logits, slack, k):
+        """That `weights` are the softmax over k of the largest logits (for one, its share of all)."""
+        chosen = np.argsort(-weights, kind="stable")[:k]
+        if slack > 0.01 or np.ptp(logits) > 50:  # weights may round to zero, or to one another: only that they sum to 1
+            self.test.assertLessEqual(weights.sum(), 1 + 1e-5)
+            self.test.assertGreaterEqual(weights.sum(), 1 - 1e-5 if k > 1 else 1 / len(weights) - 1e-5)
+            self.test.assertTrue(np.all(weights >= 0))
+            best = np.sort(logits)[-k]
+            self.test.assertTrue(np.all(logits[weights > 0] >= best - 2 * slack))
+            return
+        self.test.assertEqual(np.count_nonzero(weights), k)
+        others = np.delete(logits, chosen)
+        self.test.assertGreaterEqual(logits[chosen].min(), others.max(initial=-np.inf) - 2 * slack)
+        expected = softmax(logits[chosen]) if k > 1 else softmax(logits)[chosen]
+        self.test.assertAllClose(weights[chosen], expected, rtol=1e-4 + 4 * slack, atol=1e-5)
+
+    def _check_levels(self, t, weights, noise):
+        """The same on both levels. Groups are told by their weights, which are those of their experts together."""
+        (_, (k0, k1)), first = (self.layer.num_experts, self.layer.k), weights.sum(1)
+        logits, slack = self._logits(t, *self._kernels(""), noise)
+        if k1 > 1:
+            self._check_choice(first, logits, slack, k0)
+        if noise is not None:
+            return  # the second level's noise goes by the order of the groups
+        for group in np.flatnonzero(first):
+            kernel = self._kernels("group_")[0][group]
+            logits, slack = self._logits(t, kernel, None, None)
+            if k1 > 1:
+                self._check_choice(weights[group] / first[group], logits, slack, k1)
+
+    def check_balanced(self, routing, training):
+        """Every expert has its best tokens, or every token those above the thresholds."""
+        scores = np.array([softmax(x @ self.weights["gate/kernel"]) for x in self.x]).reshape(-1, self.experts)
+        chosen = routing.gates.numpy() > 0
+        size = self.mask.sum()
+        slack = 1e-5 + 4e-6 * np.abs(self.x @ self.weights["gate/kernel"]).max(initial=0)
+        self.test.assertFalse(chosen[~self.mask].any())
+        if slack > 0.01:
+            return
+        if training:
+            for i in range(self.experts):
+                m = int(np.clip(np.round(np.float32(self.layer.k * size / self.experts)), min(1, size), size))
+                inside, outside = scores[self.mask & chosen[:, i], i], scores[self.mask & ~chosen[:, i], i]
+                if scores[self.mask, i].min(initial=1) > 1e-6:  # a score that is zero is no choice
+                    self.test.assertLen(inside, m)
+                self.test.assertGreaterEqual(inside.min(initial=1), outside.max(initial=0) - slack)
+        else:
+            above = scores - self.weights["gate/thresholds"] / self.experts
+            sure = (np.abs(above) > slack) & (scores > 1e-6) & self.mask[:, None]
+            self.test.assertAllEqual(chosen[sure], above[sure] > 0)
+
+    def output(self, routing):
+        """The gated sum of experts, and the size of what was added up for it, both (T, D)."""
+        index, weights = routing.expert_index.numpy(), routing.combine_weights.numpy()
+        weights = self._without_dropped(index, weights).astype(np.float64)
+        output, size = np.zeros_like(self.x), np.zeros_like(self.x)
+        for t, choice in np.argwhere(weights > 0):
+            y, y_size = self._expert(index[t, choice], self.x[t])
+            output[t] += weights[t, choice] * y
+            size[t] += weights[t, choice] * y_size
+        return output, size
+
+    def _without_dropped(self, index, weights):
+        if self.layer.capacity_factor is None:
+            return weights
+        share = Fraction(self.layer.capacity_factor).limit_denominator(10_000) * self.k * len(self.x) / self.experts
+        capacity = max(1, min(len(self.x), ceil(share)))
+        buffers, _ = fill_buffers(index, weights, self.experts, capacity, self.layer.drop_by)
+        kept = np.zeros(weights.size, bool)
+        kept[[a for buffer in buffers for a in buffer]] = True
+        return np.where(kept.reshape(weights.shape), weights, 0.0)
+
+    def _expert(self, i, x):
+        w1, w2 = (self.weights[f"experts/{name}_kernel"][i] for name in ("hidden", "output"))
+        b1, b2 = (
+            self.weights[f"experts/{n}_bias"][i] if self.layer.use_bias else np.zeros(w.shape[1])
+            for n, w in (("hidden", w1), ("output", w2))
+        )
+        hidden, hidden_size = x @ w1 + b1, np.abs(x) @ np.abs(w1) + np.abs(b1)
+        return np.maximum(hidden, 0) @ w2 + b2, hidden_size @ np.abs(w2) + np.abs(b2)
+
+
+def fix_noise(gate, rng):
+    """Make the gate draw the same noise in every call; returns a list of what it drew, level by level."""
+    drawn, seed = [], rng.integers(2**31, size=2)
+
+    def noise(shape):
+        drawn.append(tf.random.stateless_normal(shape, seed))
+        return drawn[-1]
+
+    gate.noise = noise
+    return drawn
+
+
+class SparseMoETest(TestCase):
+    @examples(200)
+    @hypothesis.given(any_arguments)
+    def test_arguments_are_refused_or_right(self, arguments):
+        try:
+            layer = SparseMoE(expert_hidden=3, **arguments)
+        except (TypeError, ValueError) as error:
+            self.assertFalse(is_valid(**arguments), error)
+            self.assertRegex(str(error), "Received")
+        else:
+            self.assertTrue(is_valid(**arguments))
+            self.assertEqual(layer(np.zeros((2, 3), "float32")).shape, (2, 3))
+
+    @examples(80)
+    @hypothesis.given(
+        arguments=valid_arguments(),
+        shape=st.lists(st.integers(0, 4), min_size=1, max_size=3),
+        width=st.integers(1, 5),
+        scales=st.lists(st.sampled_from(SCALES), min_size=1, max_size=4),
+        kernel=st.sampled_from([0.0, 0.5, 2.0]),
+        masked=st.sampled_from([None, 0.0, 0.5, 1.0]),
+        training=st.booleans(),
+        form=st.sampled_from([lambda f: f] * 9 + [tf.function]),  # tracing takes its time
+        seed=st.integers(0, 2**32 - 1),
+    )
+    def test_any_input(self, arguments, shape, width, scales, kernel, masked, training, form, seed):
+        rng, tokens = np.random.default_rng(seed), prod(shape)
+        layer = SparseMoE(expert_hidden=3, **arguments)
+        if arguments["dtype"] == "mixed_float16":  # which ends at 65504
+            scales = [min(scale, 100.0) for scale in scales]
+        x = rng.standard_normal((tokens, width)) * rng.choice(scales, (tokens, 1))
+        x = tf.cast(x.astype("float32"), layer.compute_dtype)
+        mask = None if masked is None else rng.random(shape) >= masked
+        layer.build((*shape, width))
+        layer.set_weights([rng.standard_normal(w.shape) for w in layer.get_weights()])
+        layer.gate.set_weights([kernel * w for w in layer.gate.get_weights()])
+        drawn = fix_noise(layer.gate, rng)
+        inputs = tf.reshape(x, [*shape, width])
+
+        def compute(inputs):
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                y = layer(inputs, mask=mask, training=training)
+                losses = list(layer.losses)
+                loss = tf.reduce_sum(tf.cast(y, tf.float32)) + sum(losses, 0.0)
+            return y, losses, tape.gradient(loss, [inputs, *(v.value for v in layer.trainable_variables)])
+
+        y, losses, gradients = form(compute)(inputs)
+        self.assertEqual((tuple(y.shape), y.dtype), ((*shape, width), layer.compute_dtype))
+        self.assertLen(losses, int(training))
+        if max(scales) > 1e10:  # the gradient of a gate's kernel is a product of inputs with outputs
+            gradients = []
+        for number in (*losses, *(g for g in gradients if g is not None)):
+            self.assertTrue(np.all(np.isfinite(tf.cast(number, tf.float64))))
+
+        drawn.clear()
+        routing = layer.route(inputs, mask=mask, training=training)
+        counted = np.ones(tokens, bool) if mask is None else mask.ravel()
+        reference = Reference(self, layer, tf.cast(x, tf.float64).numpy(), counted)
+        if arguments["gate"] == "strictly_balanced":
+            reference.check_balanced(routing, training)
+        else:
+            reference.check_routing(routing, drawn[0].numpy() if training else None)
+        expected, size = reference.output(routing)
+        error = np.abs(tf.reshape(tf.cast(y, tf.float64), [-1, width]).numpy() - expected)
+        self.assertLessEqual((error / (size + 1e-30)).max(initial=0), ROUNDING[arguments["dtype"]])
