@@ -46,7 +46,6 @@ def get(identifier, num_experts, k, seed: int | None = None, **options) -> Gate:
                 "Only a gate made from a name can have options. "
                 f"Received: {options}, and the gate {identifier!r}. Give them to the gate itself."
             )
-        identifier.layers_with_it += 1
         return identifier
     two_levels = isinstance(num_experts, (tuple, list)) or isinstance(k, (tuple, list))
     if identifier == "noisy_top_k" and two_levels:

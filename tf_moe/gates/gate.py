@@ -41,7 +41,6 @@ class Gate(keras.layers.Layer):
         self.num_experts = plain(num_experts)
         self.k = plain(k)
         self.seed = checks.seed(seed)
-        self.layers_with_it = 0
         self.seed_generator = keras.random.SeedGenerator(self.seed)
         self.input_spec = keras.layers.InputSpec(ndim=2)
         self.supports_masking = True

@@ -191,11 +191,11 @@ class SparseMoE(keras.layers.Layer):
         )
 
     def build(self, input_shape):
-        if input_shape is None or len(input_shape) < 2 or not input_shape[-1]:
-            received = None if input_shape is None else tuple(input_shape)
+        is_shape = isinstance(input_shape, (tuple, list, tf.TensorShape))  # a config may hold anything
+        if not is_shape or len(input_shape) < 2 or not input_shape[-1]:
             raise ValueError(
                 f"{type(self).__name__} needs inputs (..., D) of rank 2 or more with a static width D, 1 or more. "
-                f"Received: input shape {received}."
+                f"Received: input shape {input_shape}."
             )
         width = input_shape[-1]
         for part in (self.gate, self.experts):
@@ -319,12 +319,11 @@ class SparseMoE(keras.layers.Layer):
         }
 
     def _gate_config(self):
-        config = keras.saving.serialize_keras_object(self.gate)
-        if self.gate.layers_with_it > 1:
-            # Keras's own mark of what stands twice in a model. It sets none on objects inside of layers, since it
-            # copies their configs; without it a loaded model would have two gates, and weights for one.
-            config["shared_object_id"] = id(self.gate)
-        return config
+        # Twice: while a model is saved, Keras marks what it meets again, so that it is loaded as one object. It would
+        # mark a gate of two layers in the second one only (it copies the configs of what is inside of layers), and the
+        # loaded model would have two gates, and weights for one.
+        keras.saving.serialize_keras_object(self.gate)
+        return keras.saving.serialize_keras_object(self.gate)
 
     @classmethod
     def from_config(cls, config):
