@@ -77,6 +77,7 @@ class SparseMoETest(BadInput):
         ("mask_scalar", lambda: moe()(zeros(2, 3, 4), mask=True), ValueError, r"mask \(\), inputs \(2, 3, 4\)"),
         ("mask_of_text", lambda: moe()(zeros(2, 4), mask=np.array(["a", "b"])), ValueError, "mask of dtype string"),
         ("shape_none", lambda: moe().build(None), ValueError, "input shape None"),
+        ("shape_of_names", lambda: moe().build({"a": 1}), ValueError, "input shape {'a': 1}"),
         ("training_text", lambda: moe()(zeros(2, 4), training="yes"), ValueError, "True or False.*training='yes'"),
         ("route_training", lambda: moe().route(zeros(2, 4), training="no"), ValueError, "training='no'"),
         ("route_vector", lambda: moe().route(zeros(4)), ValueError, r"\(4,\)"),

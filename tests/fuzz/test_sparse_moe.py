@@ -221,7 +221,7 @@ class SparseMoETest(TestCase):
     @examples(80)
     @hypothesis.given(
         arguments=valid_arguments(),
-        shape=st.lists(st.integers(0, 4), min_size=1, max_size=3),
+        shape=st.lists(st.integers(0, 5), min_size=1, max_size=3),
         width=st.integers(1, 5),
         scales=st.lists(st.sampled_from(SCALES), min_size=1, max_size=4),
         kernel=st.sampled_from([0.0, 0.5, 2.0]),

@@ -35,7 +35,7 @@ def forms_of(model, method):
         return [model.predict_on_batch, of_any_shape(model)]
     model.compile(FactoredAdam(1e-3), "mse")
     # train_on_batch resets metrics one by one, which takes longer than the step.
-    return [lambda x: model.train_on_batch(x, x), *[of_any_shape(lambda x: model.train_step((x, x)))] * 4]
+    return [lambda x: model.train_on_batch(x, x), *[of_any_shape(lambda x: model.train_step((x, x)))] * 19]
 
 
 def growth(method):

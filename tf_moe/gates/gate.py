@@ -42,7 +42,6 @@ class Gate(keras.layers.Layer):
         self.k = plain(k)
         self.seed = checks.seed(seed)
         self.seed_generator = keras.random.SeedGenerator(self.seed)
-        self.layers_served = 0  # how many SparseMoE have this gate
         self.input_spec = keras.layers.InputSpec(ndim=2)
         self.supports_masking = True
 

@@ -128,7 +128,6 @@ class SparseMoE(keras.layers.Layer):
         self.seed = checks.seed(seed)
         self._gate_name = gate if isinstance(gate, str) else None
         self.gate = gates.get(gate, num_experts, k, self.seed)
-        self.gate.layers_served += 1
         self.num_experts, self.k = self.gate.num_experts, self.gate.k
         self.expert_hidden = expert_hidden
         self.importance_weight = checks.at_least_zero("importance_weight", importance_weight)
@@ -199,11 +198,11 @@ class SparseMoE(keras.layers.Layer):
         )
 
     def build(self, input_shape):
-        if input_shape is None or len(input_shape) < 2 or not input_shape[-1]:
-            received = None if input_shape is None else tuple(input_shape)
+        is_shape = isinstance(input_shape, (tuple, list, tf.TensorShape))  # a config may hold anything
+        if not is_shape or len(input_shape) < 2 or not input_shape[-1]:
             raise ValueError(
                 f"{type(self).__name__} needs inputs (..., D) of rank 2 or more with a static width D, 1 or more. "
-                f"Received: input shape {received}."
+                f"Received: input shape {input_shape}."
             )
         width = input_shape[-1]
         for part in (self.gate, self.experts):
@@ -336,12 +335,11 @@ class SparseMoE(keras.layers.Layer):
         return children
 
     def _gate_config(self):
-        config = keras.saving.serialize_keras_object(self.gate)
-        if self.gate.layers_served > 1:
-            # By this number Keras knows an object again when a file is loaded. It enters it itself, but for the first
-            # of the layers into a dictionary of which its own copy is what is saved.
-            config["shared_object_id"] = id(self.gate)
-        return config
+        # Twice: while a model is saved, Keras marks what it meets again, so that it is loaded as one object. It would
+        # mark a gate of two layers in the second one only (it copies the configs of what is inside of layers), and the
+        # loaded model would have two gates, and weights for one.
+        keras.saving.serialize_keras_object(self.gate)
+        return keras.saving.serialize_keras_object(self.gate)
 
     @classmethod
     def from_config(cls, config):
