@@ -51,7 +51,7 @@ class FitTest(TestCase):
             for model in (many, one)
         ]
         histories_close(self, *histories)
-        self.assertLen(histories[0], 12)  # loss, accuracy and four numbers of the layer, each for validation too
+        self.assertLen(histories[0], 14)  # loss, accuracy and five numbers of the layer, each for validation too
         self.assert_same_weights(one, many)
         self.assertNotAllClose(before[1], one.get_weights()[1], atol=1e-3)
         self.assertAllClose(many.predict(x, 8, verbose=0), one.predict(x, 8, verbose=0), **CLOSE)
