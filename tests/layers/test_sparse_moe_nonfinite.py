@@ -20,6 +20,13 @@ def step(layer, x, mask=None, taking_part=None):
     return output, loss, tape.gradient(loss, layer.trainable_variables)
 
 
+def trained(x, rng, **arguments):
+    """A layer for x whose gate has random weights."""
+    layer = SparseMoE(expert_hidden=5, **arguments)
+    layer.build(x.shape)
+    return shuffle_gate(layer, rng)
+
+
 def twin_of(layer, x):
     twin = SparseMoE.from_config(layer.get_config())
     twin.build(x.shape)
@@ -31,10 +38,8 @@ class NonFiniteTest(TestCase):
     @every(seed=1)
     def test_is_to_others_as_if_masked(self, arguments):
         """Outputs, losses, every gradient and the statistics; its own output is NaN, that of a masked one zero."""
-        layer = SparseMoE(expert_hidden=5, **arguments)
         x = self.normal(3, 8, 4)
-        layer.build(x.shape)
-        shuffle_gate(layer, self.rng)
+        layer = trained(x, self.rng, **arguments)
         twin = twin_of(layer, x)
         mask, bad = np.ones((3, 8), bool), np.zeros((3, 8), bool)
         mask[1, 4:] = False
@@ -56,10 +61,8 @@ class NonFiniteTest(TestCase):
 
     @every()
     def test_is_nothing_to_others_at_evaluation(self, arguments):
-        layer = SparseMoE(expert_hidden=5, **arguments)
         x = self.normal(9, 4)
-        layer.build(x.shape)
-        shuffle_gate(layer, self.rng)
+        layer = trained(x, self.rng, **arguments)
         alone = layer(x)
         x[3, 1] = np.nan
         self.assertAllEqual(np.isnan(layer(x)), np.tile(np.arange(9)[:, None] == 3, (1, 4)))
@@ -79,10 +82,8 @@ class NonFiniteTest(TestCase):
 
     @every()
     def test_xla(self, arguments):
-        layer = SparseMoE(expert_hidden=5, **arguments)
         x = self.normal(9, 4)
-        layer.build(x.shape)
-        shuffle_gate(layer, self.rng)
+        layer = trained(x, self.rng, **arguments)
         x[3, 1] = np.nan
         self.assertAllClose(tf.function(layer, jit_compile=True)(x), layer(x), rtol=1e-5, atol=1e-5)
 
@@ -107,10 +108,8 @@ class HugeAndTinyTest(TestCase):
     @every()
     def test_outputs_and_gradients_are_finite(self, arguments):
         """Features up to 1e30 beside zeros and denormal numbers."""
-        layer = SparseMoE(expert_hidden=5, **arguments)
         x = self.normal(10, 4)
-        layer.build(x.shape)
-        shuffle_gate(layer, self.rng)
+        layer = trained(x, self.rng, **arguments)
         for n, scale in enumerate((0, 1e-45, 1e-30, 1e10, 1e20, 1e30)):
             x[n] *= scale
         with tf.GradientTape() as tape:

@@ -13,19 +13,19 @@ class ScreenTest(TestCase):
     def test_by_hand(self):
         tokens = tf.constant([[1.0, 2], [NAN, 0], [0, INF], [-INF, INF], [1e38, 0], [-1e33, 1e33], [1e-45, 0]])
         mask = tf.constant([True, True, False, True, True, True, False])
-        valid = screen(tokens, mask)
-        self.assertAllEqual(valid.takes_part, [True, False, False, False, False, True, False])
-        self.assertAllClose(valid.clear(tokens), [[1, 2], [0, 0], [0, 0], [0, 0], [0, 0], [-1e33, 1e33], [0, 0]])
+        screened = screen(tokens, mask)
+        self.assertAllEqual(screened.valid, [True, False, False, False, False, True, False])
+        self.assertAllClose(screened.clear(tokens), [[1, 2], [0, 0], [0, 0], [0, 0], [0, 0], [-1e33, 1e33], [0, 0]])
         rows = np.tile([[5.0], [6.0]], (7, 1))[:7]
-        self.assertAllEqual(np.isnan(valid.fill(rows))[:, 0], [False, True, False, True, True, False, False])
-        self.assertAllEqual(np.nan_to_num(valid.fill(rows))[:, 0], [5, 0, 0, 0, 0, 6, 0])
-        self.assertAllClose(valid.nonfinite_fraction(), 3 / 5)
+        self.assertAllEqual(np.isnan(screened.fill(rows))[:, 0], [False, True, False, True, True, False, False])
+        self.assertAllEqual(np.nan_to_num(screened.fill(rows))[:, 0], [5, 0, 0, 0, 0, 6, 0])
+        self.assertAllClose(screened.nonfinite_fraction(), 3 / 5)
 
     def test_without_a_mask(self):
-        valid = screen(tf.constant([[NAN], [1.0], [2], [3]]))
-        self.assertAllEqual(valid.takes_part, [False, True, True, True])
-        self.assertAllEqual(np.isnan(valid.fill(tf.ones([4, 1]))), [[True], [False], [False], [False]])
-        self.assertAllClose(valid.nonfinite_fraction(), 0.25)
+        screened = screen(tf.constant([[NAN], [1.0], [2], [3]]))
+        self.assertAllEqual(screened.valid, [False, True, True, True])
+        self.assertAllEqual(np.isnan(screened.fill(tf.ones([4, 1]))), [[True], [False], [False], [False]])
+        self.assertAllClose(screened.nonfinite_fraction(), 0.25)
 
     def test_no_tokens(self):
         self.assertAllEqual(screen(tf.zeros([0, 3])).nonfinite_fraction(), 0)
@@ -35,13 +35,13 @@ class ScreenTest(TestCase):
         """The largest number of each type is finite; many of float16's do not add up to infinity."""
         for dtype in (tf.float16, tf.bfloat16, tf.float64):
             tokens = tf.constant([[60000.0] * 8, [INF] * 8], dtype)
-            self.assertAllEqual(screen(tokens).takes_part, [True, False])
+            self.assertAllEqual(screen(tokens).valid, [True, False])
             self.assertEqual(screen(tokens).fill(tokens).dtype, dtype)
 
-    def test_gradient_passes_where_a_token_takes_part(self):
+    def test_gradient_passes_where_a_token_is_valid(self):
         tokens = tf.constant([[1.0, 2], [NAN, 0]])
         with tf.GradientTape() as tape:
             tape.watch(tokens)
-            valid = screen(tokens)
-            loss = tf.reduce_sum(valid.fill(valid.clear(tokens) ** 2))
+            screened = screen(tokens)
+            loss = tf.reduce_sum(screened.fill(screened.clear(tokens) ** 2))
         self.assertAllEqual(tape.gradient(loss, tokens), [[2, 4], [0, 0]])

@@ -220,17 +220,17 @@ class SparseMoE(keras.layers.Layer):
         if shards is not None:
             tokens = shards.lay_out_batch(tokens)
             token_mask = None if token_mask is None else shards.lay_out_batch(token_mask)
-        valid = screen(tokens, token_mask)
-        routing = self.gate(tokens, mask=valid.takes_part, training=training)
-        tokens = valid.clear(tokens)
+        screened = screen(tokens, token_mask)
+        routing = self.gate(tokens, mask=screened.valid, training=training)
+        tokens = screened.clear(tokens)
         plan = self._plan(routing, tokens)
         rows = plan.dispatch(tokens)
         rows = self.experts(rows, plan.counts, capacity=plan.capacity, block=plan.block)
         outputs = tf.cast(plan.combine(rows, routing.combine_weights), self.compute_dtype)
-        outputs = valid.fill(self.output_activation(outputs))
+        outputs = screened.fill(self.output_activation(outputs))
         if training:
             self.add_loss(self._balance_loss(routing))
-        self._update_metrics(routing, plan, valid)
+        self._update_metrics(routing, plan, screened)
         if shards is not None and inputs.shape[0] % shards.batch_pieces:
             outputs = shards.whole(outputs)
         if inputs.shape.is_fully_defined():
@@ -253,7 +253,7 @@ class SparseMoE(keras.layers.Layer):
         if not self.built:
             self.build(inputs.shape)
         tokens, token_mask = self._flatten(inputs, mask)
-        routing = self.gate(tokens, mask=screen(tokens, token_mask).takes_part, training=training)
+        routing = self.gate(tokens, mask=screen(tokens, token_mask).valid, training=training)
         return routing._replace(gates=dense_gates(routing, self.total_experts))
 
     def _flatten(self, inputs, mask):
@@ -290,9 +290,9 @@ class SparseMoE(keras.layers.Layer):
         loss += self.importance_weight * cv_squared(routing.importance)
         return loss + self.load_weight * cv_squared(routing.load)
 
-    def _update_metrics(self, routing: Routing, plan: Plan, valid: Screen):
+    def _update_metrics(self, routing: Routing, plan: Plan, screened: Screen):
         values = measure_balance(routing.importance, routing.load, plan.dropped, plan.assigned)
-        values["nonfinite_fraction"] = valid.nonfinite_fraction()
+        values["nonfinite_fraction"] = screened.nonfinite_fraction()
         for name, value in values.items():
             self.balance_metrics[name].update_state(tf.stop_gradient(value))
 

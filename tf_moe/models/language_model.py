@@ -63,9 +63,18 @@ def residual_language_model(
         dropout: Share of activations dropped. Default 0.1.
         name: Name of the model.
 
+    Returns:
+        A functional model from ids `(batch, time)`, any batch and time, to float32 logits `(batch, time, V)`.
+
     Raises:
         ValueError: If a size is no positive integer, `dropout` not in 0 to 1, or a layer does not keep the width.
         TypeError: If `layers` is no list of layers.
+
+    Example:
+
+    >>> model = residual_language_model(10_000, [LSTM(2048, projection=512, return_sequences=True)])
+
+    Reference: appendix C.1 of Shazeer et al. (2017); this is its LSTM-2048-512.
     """
     vocabulary_size, width = checks.integer("vocabulary_size", vocabulary_size), checks.integer("width", width)
     checks.number("dropout", dropout, "a number from 0 to 1", lambda x: 0 <= x <= 1)

@@ -10,43 +10,46 @@ _LARGEST = 1e35
 
 
 class Screen(NamedTuple):
-    """Which of T tokens take part: those that are neither masked nor non-finite.
+    """Which of T tokens are valid: those that are neither masked nor non-finite.
 
     One NaN among them would be in the sum of every statistic, and 0 * NaN in every gradient of a kernel.
 
     Attributes:
-        takes_part: Bool `(T,)`.
+        valid: Bool `(T,)`.
         mask: Bool `(T,)` as the user gave it, or None.
     """
 
-    takes_part: tf.Tensor
+    valid: tf.Tensor
     mask: tf.Tensor | None
 
     def clear(self, rows: tf.Tensor) -> tf.Tensor:
-        """Rows `(T, D)` with zeros where a token takes no part."""
-        return tf.where(tf.expand_dims(self.takes_part, -1), rows, tf.zeros([], rows.dtype))
+        """Rows `(T, D)` with zeros where a token is not valid."""
+        return tf.where(tf.expand_dims(self.valid, -1), rows, tf.zeros([], rows.dtype))
 
     def fill(self, rows: tf.Tensor) -> tf.Tensor:
         """Rows `(T, D)` with zeros where a token is masked, and NaN where it is non-finite."""
         instead = tf.constant(float("nan"), rows.dtype)
         if self.mask is not None:
             instead = tf.expand_dims(tf.where(self.mask, instead, tf.zeros([], rows.dtype)), -1)
-        return tf.where(tf.expand_dims(self.takes_part, -1), rows, instead)
+        return tf.where(tf.expand_dims(self.valid, -1), rows, instead)
 
     def nonfinite_fraction(self) -> tf.Tensor:
-        """Share of the unmasked tokens that are non-finite; 0 where there are none."""
-        mask = tf.ones_like(self.takes_part) if self.mask is None else self.mask
-        unmasked, left = (tf.reduce_sum(tf.cast(x, tf.float32)) for x in (mask, self.takes_part))
+        """Share of the unmasked tokens that are non-finite, a float32 scalar; 0 where all are masked."""
+        mask = tf.ones_like(self.valid) if self.mask is None else self.mask
+        unmasked, left = (tf.reduce_sum(tf.cast(x, tf.float32)) for x in (mask, self.valid))
         return tf.math.divide_no_nan(unmasked - left, unmasked)
 
 
 def screen(tokens: tf.Tensor, mask: tf.Tensor | None = None) -> Screen:
-    """Find the tokens that take part.
+    """Find the valid tokens.
 
     Args:
         tokens: Floating point `(T, D)`.
         mask: Bool `(T,)`, or None.
+
+    Returns:
+        A `Screen`, without gradient.
     """
     magnitude = tf.reduce_sum(tf.abs(tf.cast(tf.stop_gradient(tokens), tf.float32)), axis=-1)
-    takes_part = magnitude < _LARGEST  # which NaN is not
-    return Screen(takes_part if mask is None else takes_part & mask, mask)
+    finite = magnitude < _LARGEST  # which NaN is not
+    return Screen(finite if mask is None else finite & mask, mask)
