@@ -27,13 +27,19 @@ class CountTest(TestCase):
         model = keras.Sequential([keras.Input((None, 512)), LSTM(2048, projection=512), keras.layers.Dense(10)])
         self.assertEqual(count(model), Counts(4 * 2048 * 1024 + 2048 * 512, 4 * 2048 * 1024 + 2048 * 512))
 
-    @parameterized.parameters((8, 2), ((4, 2), (2, 1)), (1, 1))
-    def test_the_dense_twin_costs_the_same(self, num_experts, k):
-        moe = SparseMoE(num_experts, 24, k=k)
+    @parameterized.parameters((8, 2, None), ((4, 2), (2, 1), None), (1, 1, 5))
+    def test_the_dense_twin_costs_the_same(self, num_experts, k, shared):
+        moe = SparseMoE(num_experts, 24, k=k, shared_expert_hidden=shared)
         ours = count(language_model(10, [moe], width=16))
         twin = count(language_model(10, [dense_twin(moe, 16)], width=16))
         self.assertEqual(ours.multiply_adds, twin.multiply_adds)
         self.assertEqual(twin.multiply_adds, twin.parameters)
+
+    def test_a_shared_expert_is_one_for_all(self):
+        plain, more = (
+            count(language_model(10, [SparseMoE(4, 8, k=2, shared_expert_hidden=n)], width=6)) for n in (None, 5)
+        )
+        self.assertEqual(more, Counts(plain.parameters + 60, plain.multiply_adds + 60))
 
     def test_biases_do_not_count(self):
         with_biases, without = (

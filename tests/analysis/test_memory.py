@@ -60,6 +60,9 @@ class TrainingMemoryTest(TestCase):
         self.assertEqual(again[:3], plain[:3])
         self.assertEqual(half.weights, plain.weights)
         self.assertLess(half.activations, 0.7 * plain.activations)
+        shared = memory(shared_expert_hidden=32)
+        self.assertEqual(shared.weights - plain.weights, 4 * 2 * 16 * 32)
+        self.assertEqual(shared.activations - plain.activations, 2 * 4 * 1024 * (2 * 32 + 16))
 
     def test_slots(self):
         model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, use_bias=False)])

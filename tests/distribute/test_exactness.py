@@ -83,6 +83,12 @@ class ExactnessTest(TestCase):
     def test_recompute(self):
         self.check((2, 1), shapes=((16, 2),), recompute=True, **GATES["noisy_top_k"])
 
+    def test_shared_expert_and_dropped_units(self):
+        """What is dropped does not depend on where an expert is. (The shared expert's own dropout does.)"""
+        shared = {"shared_expert_hidden": 5, **GATES["noisy_top_k"]}
+        self.check(MESHES["2x2"], shapes=((16, 2),), **shared)
+        self.check((2, 1), expert_dropout=0.5, **GATES["noisy_top_k"])
+
     def test_hot_experts(self):
         """More than the block holds, hence rounds: all tokens are one."""
         strategy = strategy_on(2)

@@ -95,10 +95,10 @@ class FeedForwardTest(TestCase):
         for value, want in zip([d_first, d_first_bias, d_second, d_second_bias], expected, strict=True):
             self.assertAllClose(value[0], want, **CLOSE)
 
-    def gradients(self, layer, rows, d_output, **kwargs):
+    def gradients(self, layer, rows, d_output, counts=COUNTS, **kwargs):
         with tf.GradientTape() as tape:
             tape.watch(rows)
-            output = layer(rows, self.COUNTS, **kwargs)
+            output = layer(rows, counts, **kwargs)
         return [output, *tape.gradient(output, [rows, *layer.trainable_weights], d_output)]
 
     def test_recompute_changes_no_number(self):
@@ -127,6 +127,75 @@ class FeedForwardTest(TestCase):
             rows = tf.constant(self.normal(28, 3))
             self.gradients(layer, rows, rows, capacity=7)
             self.assertLen(calls, expected)
+
+    def drop_units(self, num_rows, **kwargs):
+        """What a step drops, seen through experts that do nothing else: `(num_rows, 64)`, 0 or 2."""
+        layer = FeedForward(4, 64, activation=None, dropout=0.5, seed=3, **kwargs)
+        layer.build((None, 64))
+        layer.set_weights([np.tile(np.eye(64), (4, 1, 1))] * 2)
+        return np.asarray(layer(np.ones((num_rows, 64), "float32"), self.COUNTS, training=True))
+
+    def test_dropout_draws_once_for_each_expert(self):
+        rows = self.drop_units(12)
+        expert = np.repeat(np.arange(4), self.COUNTS)
+        first = [rows[expert == e][0] for e in (0, 2, 3)]
+        for e, units in zip((0, 2, 3), first, strict=True):
+            self.assertAllEqual(rows[expert == e], np.tile(units, (np.sum(expert == e), 1)))
+        self.assertAllEqual(np.unique(rows), [0, 2])
+        self.assertAllClose(np.mean(first), 1, atol=0.4)  # over 192 numbers: more than five standard deviations
+        self.assertLess(np.corrcoef(first).max(initial=0, where=~np.eye(3, dtype=bool)), 0.6)
+
+    def test_dropout_is_of_training_and_new_in_every_call(self):
+        layer, rows = self.bank(dropout=0.5, activation=None, hidden=64), self.normal(12, 3)
+        plain = self.bank(activation=None, hidden=64)
+        plain.set_weights(layer.get_weights())
+        self.assertAllEqual(layer(rows, self.COUNTS), plain(rows, self.COUNTS))
+        draws = [layer(rows, self.COUNTS, training=True) for _ in range(100)]
+        self.assertNotAllClose(draws[0], draws[1])
+        deviation = np.std(draws, axis=0).max()
+        self.assertAllClose(
+            np.mean(draws, axis=0), plain(rows, self.COUNTS), atol=0.6 * deviation
+        )  # a tenth of one expected
+
+    def test_dropout_is_the_same_in_every_form(self):
+        """Rows sorted, with a hot expert in the loop, recomputed, with a capacity: values and gradients."""
+        counts = tf.constant([1, 40, 0, 3])  # the second is hot
+        rows, d_output = self.normal(44, 3), self.normal(44, 3)
+        places = np.concatenate([40 * e + np.arange(n) for e, n in enumerate(counts.numpy())]).astype("int32")
+        spread = [np.zeros((160, 3), "float32") for _ in range(2)]
+        spread[0][places], spread[1][places] = rows, d_output
+        weights = self.bank(use_bias=True).get_weights()
+
+        def run(rows, d_output, capacity=None, **kwargs):
+            layer = self.bank(use_bias=True, activation="tanh", dropout=0.4, seed=11, **kwargs)
+            layer.set_weights(weights)
+
+            @tf.function
+            def step(rows, d_output):
+                with tf.GradientTape() as tape:
+                    tape.watch(rows)
+                    output = layer(rows, counts, capacity=capacity, training=True)
+                return [output, *tape.gradient(output, [rows, *layer.trainable_weights], d_output)]
+
+            return [np.asarray(x) for x in step(tf.constant(rows), tf.constant(d_output))]
+
+        expected = run(rows, d_output)
+        for value, want in zip(run(rows, d_output, recompute=True), expected, strict=True):
+            self.assertAllClose(value, want, **CLOSE)
+        output, d_rows, *others = run(*spread, capacity=40)
+        # Rows that are empty places have biases, and nothing reads them.
+        for value, want in zip((output[places], d_rows[places], *others), expected, strict=True):
+            self.assertAllClose(value, want, **CLOSE)
+
+    def test_dropout_under_xla(self):
+        """Which draws other numbers, but the same ones forward and backward: both are one linear map."""
+        counts = tf.constant([1, 40, 0, 3])
+        rows, d_output = (tf.constant(self.normal(44, 3)) for _ in range(2))
+        layer = self.bank(activation=None, dropout=0.5)
+        step = tf.function(lambda *args: self.gradients(layer, *args, counts=counts, training=True), jit_compile=True)
+        output, d_rows, *_ = step(rows, d_output)
+        self.assertAllClose(tf.reduce_sum(output * d_output), tf.reduce_sum(rows * d_rows), **CLOSE)
+        self.assertNotAllClose(output, layer(rows, counts))
 
     def test_capacity_form_equals_sorted_form(self):
         # The same twelve rows without gaps, and with seven places for each expert.

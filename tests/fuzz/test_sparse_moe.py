@@ -39,6 +39,8 @@ def valid_arguments(draw):
         "capacity_factor": draw(st.sampled_from([None, 0.1, 1, 1.25, 7.5])),
         "drop_by": draw(st.sampled_from(["position", "weight"])),
         "use_bias": draw(st.booleans()),
+        "shared_expert_hidden": draw(st.sampled_from([None, 3])),
+        "expert_dropout": draw(st.sampled_from([0, 0.5])),
         "recompute": draw(st.booleans()),
         "dtype": draw(st.sampled_from(list(ROUNDING))),
     }

@@ -62,6 +62,22 @@ class ValuesTest(TestCase):
         plain.set_weights(layer.get_weights())
         self.assertAllClose(layer(x), 1 / (1 + np.exp(-plain(x))), atol=1e-5)
 
+    @every(shared_expert_hidden=3, use_bias=True, output_activation="tanh")
+    def test_a_shared_expert_is_added_for_every_token(self, arguments):
+        layer = SparseMoE(expert_hidden=7, **arguments)
+        x, mask = self.normal(3, 5, 4), self.rng.random((3, 5)) < 0.7
+        layer.build(x.shape)
+        layer.set_weights([self.normal(*w.shape) for w in layer.get_weights()])
+        plain = SparseMoE.from_config(
+            {**layer.get_config(), "shared_expert_hidden": None, "output_activation": None, "name": "plain"}
+        )
+        plain.build(x.shape)
+        plain.set_weights(layer.get_weights()[: len(plain.weights)])
+        hidden, hidden_bias, output, output_bias = layer.get_weights()[len(plain.weights) :]
+        shared = np.maximum(x.astype("float64") @ hidden + hidden_bias, 0) @ output + output_bias
+        expected = np.tanh(plain(x, mask=mask) + shared) * mask[..., None]
+        self.assertAllClose(layer(x, mask=mask), expected, rtol=1e-4, atol=1e-4)
+
     @every()
     def test_gradients_are_those_of_the_dense_formula(self, arguments):
         """The same gates and all experts computed densely, differentiated by TensorFlow."""

@@ -18,6 +18,7 @@ KINDS = {
     "balanced": {"num_experts": 6, "expert_hidden": 5, "k": 2, "gate": "strictly_balanced"},
     "capacity": {"num_experts": 6, "expert_hidden": 5, "k": 2, "capacity_factor": 1.5, "drop_by": "weight"},
     "biases": {"num_experts": 6, "expert_hidden": 5, "k": 1, "use_bias": True, "activation": "gelu"},
+    "shared": {"num_experts": 6, "expert_hidden": 5, "k": 2, "shared_expert_hidden": 3, "expert_dropout": 0.2},
     "recompute": {"num_experts": 6, "expert_hidden": 5, "k": 2, "recompute": True},
     "layers": {"num_experts": 3, "k": 2, "expert": lambda: keras.layers.Dense(4, "tanh")},
     "gate_object": {

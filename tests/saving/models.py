@@ -44,6 +44,7 @@ def experts() -> keras.Model:
         bias=moe("bias", use_bias=True, activation="gelu", kernel_regularizer="l2", capacity_factor=2.0),
         recompute=moe("recompute", recompute=True, kernel_constraint="unit_norm", capacity_factor=1.0),
         function=moe("function", expert=lambda: keras.layers.Dense(WIDTH, "tanh")),
+        shared_expert=moe("shared_expert", shared_expert_hidden=5, expert_dropout=0.3, use_bias=True),
         list=moe("list", expert=layers, capacity_factor=1.0, recompute=True),
         projection=LSTM(6, projection=WIDTH, return_sequences=True, recurrent_dropout=0.1),
     )

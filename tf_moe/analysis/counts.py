@@ -25,8 +25,8 @@ def count(model: keras.Model) -> Counts:
     """Parameters and multiply-adds a time step of a built model, without its embedding and its softmax.
 
     The paper's rule: multiply-adds, no biases; an LSTM 4 h (in + recurrent) plus its projection; a dense layer in times
-    out; a mixture of experts k times one expert plus both matrices of the gate, W_g and W_noise. Elementwise work is
-    left out. The softmax is taken to be the last layer with weights.
+    out; a mixture of experts k times one expert plus both matrices of the gate, W_g and W_noise, plus a shared expert.
+    Elementwise work is left out. The softmax is taken to be the last layer with weights.
 
     Args:
         model: A built Keras model of embedding, recurrent, dense and SparseMoE layers, in the order they are called.
@@ -74,7 +74,8 @@ def _count_moe(layer: SparseMoE) -> Counts:
         groups, per_group = layer.num_experts
         first = gate * groups // (groups + groups * per_group)
         used_gate = first + (gate - first) * layer.k[0] // groups
-    return Counts(experts + gate, experts * layer.total_k // layer.total_experts + used_gate)
+    for_all = _size_of_matrices(layer.shared_expert) if layer.shared_expert else 0
+    return Counts(experts + gate + for_all, experts * layer.total_k // layer.total_experts + used_gate + for_all)
 
 
 def _size_of_matrices(layer: keras.layers.Layer) -> int:

@@ -97,4 +97,5 @@ def _kept_by_moe(layer: SparseMoE, tokens: int, number: int) -> int:
     block = int(cheapest_capacity(loads.astype("int32")))
     rows = experts * block + np.maximum(loads - block, 0).sum()
     hidden = 0 if layer.recompute or layer.expert_hidden is None else layer.expert_hidden
-    return int(rows) * (2 * width + hidden) * number + tokens * (_OF_GATE * layer.num_logits * 4 + width * number)
+    of_token = 2 * layer.shared_expert_hidden + 2 * width if layer.shared_expert_hidden else width
+    return int(rows) * (2 * width + hidden) * number + tokens * (_OF_GATE * layer.num_logits * 4 + of_token * number)

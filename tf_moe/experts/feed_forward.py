@@ -7,7 +7,8 @@ from tf_moe.experts.constraints import ConstrainEach
 from tf_moe.initializers import PerExpert
 from tf_moe.mesh.groups import Groups
 from tf_moe.mesh.move import Exchange
-from tf_moe.mesh.shards import shards_of, split_over_experts
+from tf_moe.mesh.noise import next_seed, uniform
+from tf_moe.mesh.shards import EXPERT, shards_of, split_over_experts
 from tf_moe.ops.grouped import apply_grouped
 from tf_moe.ops.grouped_mesh import apply_grouped_mesh
 from tf_moe.ops.recompute import recompute
@@ -28,6 +29,9 @@ class FeedForward(keras.layers.Layer):
         activation: Activation of the hidden layer, elementwise along the last axis. Default "relu".
         use_bias: Whether both layers have biases. Default False.
         recompute: Whether hidden activations are computed again in the backward pass instead of kept. Default False.
+        dropout: Share of hidden units dropped in training. Default 0. Each expert draws once a step, for all of its
+            rows: so the numbers do not depend on where rows stand, on which device, or how often they are computed.
+        seed: Integer seed of what is dropped, or None.
         kernel_initializer: Initializer of each expert's kernels, as if they were not stacked. Default "glorot_uniform".
         kernel_regularizer: Regularizer of the stacked kernels. Default None.
         kernel_constraint: Constraint of each expert's kernels. Default None.
@@ -39,6 +43,7 @@ class FeedForward(keras.layers.Layer):
         counts: Int32 `(E,)`, rows of each expert; on a mesh, `tf_moe.mesh.groups.Groups`.
         capacity: C, or None where rows are sorted without gaps. On a mesh, the rows of an expert that a device sends.
         block: Where there is no capacity, the rows of each expert that come before all others, see `Plan`; or None.
+        training: Whether hidden units are dropped. Default False.
 
     Reference: section 3.2 and appendix C.1 of Shazeer et al. (2017).
     """
@@ -52,6 +57,8 @@ class FeedForward(keras.layers.Layer):
         activation="relu",
         use_bias: bool = False,
         recompute: bool = False,
+        dropout: float = 0.0,
+        seed: int | None = None,
         kernel_initializer="glorot_uniform",
         kernel_regularizer=None,
         kernel_constraint=None,
@@ -64,6 +71,9 @@ class FeedForward(keras.layers.Layer):
         self.activation = keras.activations.get(activation)
         self.use_bias = use_bias
         self.recompute = recompute
+        self.dropout = dropout
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed) if dropout else None
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
@@ -98,27 +108,52 @@ class FeedForward(keras.layers.Layer):
         counts: tf.Tensor | Groups,
         capacity: int | tf.Tensor | None = None,
         block: tf.Tensor | None = None,
+        training: bool = False,
     ) -> tf.Tensor:
-        weights = [self.hidden_kernel, self.output_kernel]
-        if self.use_bias:
-            weights += [self.hidden_bias, self.output_bias]
         # Read whole: a gather of a variable would make every later read copy it.
-        weights = [tf.convert_to_tensor(w) for w in weights]
+        stacks = {name: tf.convert_to_tensor(getattr(self, name)) for name in self._weight_names()}
+        if training and self.dropout:
+            stacks["unit_scale"] = self._draw_unit_scale()
+        weights = list(stacks.values())
+
+        def function(x, *slices):
+            return self._feed_forward(x, **dict(zip(stacks, slices, strict=True)))
+
         if isinstance(counts, Groups):
             move = Exchange(shards_of(self.hidden_kernel))
-            return apply_grouped_mesh(self._feed_forward, rows, counts, weights, move, capacity, self.recompute)
+            return apply_grouped_mesh(function, rows, counts, weights, move, capacity, self.recompute)
         if capacity is None:
-            return apply_grouped(self._feed_forward, rows, counts, weights, block, self.recompute)
-        function = recompute(self._feed_forward) if self.recompute else self._feed_forward
+            return apply_grouped(function, rows, counts, weights, block, self.recompute)
+        function = recompute(function) if self.recompute else function
         stack = tf.reshape(rows, [self.num_experts, capacity, rows.shape[-1]])
         return tf.reshape(function(stack, *weights), tf.shape(rows))
 
-    def _feed_forward(self, x, hidden_kernel, output_kernel, hidden_bias=None, output_bias=None):
+    def _weight_names(self) -> list[str]:
+        biases = ["hidden_bias", "output_bias"] if self.use_bias else []
+        return ["hidden_kernel", "output_kernel", *biases]
+
+    def _draw_unit_scale(self) -> tf.Tensor:
+        """What each hidden unit is multiplied with in this step, `(E, H)`: 0 where it is dropped.
+
+        It goes with the weights, sliced as they are: a function called for some experts' rows alone, or once more in
+        the backward pass, drops the same units.
+        """
+        shards = shards_of(self.hidden_kernel)
+        # Folded, or with one seed for both these would be the random bits of the gate's noise.
+        seed = tf.random.experimental.stateless_fold_in(next_seed(self.seed_generator), 1)
+        numbers = uniform([self.num_experts, self.hidden], seed, shards)
+        scale = tf.cast(numbers >= self.dropout, self.compute_dtype) / (1 - self.dropout)
+        return shards.lay_out(scale, {0: EXPERT}) if shards else scale
+
+    def _feed_forward(self, x, hidden_kernel, output_kernel, hidden_bias=None, output_bias=None, unit_scale=None):
         """(E, n, D) -> (E, n, D), each expert's rows with its slice of the weights."""
         hidden = tf.matmul(x, hidden_kernel)
         if hidden_bias is not None:
             hidden += tf.expand_dims(hidden_bias, 1)
-        output = tf.matmul(self.activation(hidden), output_kernel)
+        hidden = self.activation(hidden)
+        if unit_scale is not None:
+            hidden *= tf.stop_gradient(tf.expand_dims(unit_scale, 1))
+        output = tf.matmul(hidden, output_kernel)
         return output if output_bias is None else output + tf.expand_dims(output_bias, 1)
 
     def compute_output_shape(self, input_shape):
@@ -132,6 +167,8 @@ class FeedForward(keras.layers.Layer):
             "activation": keras.activations.serialize(self.activation),
             "use_bias": self.use_bias,
             "recompute": self.recompute,
+            "dropout": self.dropout,
+            "seed": self.seed,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
             "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),

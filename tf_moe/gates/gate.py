@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.gates.routing import Routing
-from tf_moe.mesh.noise import normal
+from tf_moe.mesh.noise import next_seed, normal
 from tf_moe.mesh.shards import computed_where, current_shards
 
 
@@ -69,10 +69,7 @@ class Gate(keras.layers.Layer):
 
     def noise(self, shape: tf.Tensor) -> tf.Tensor:
         """Standard normal float32 numbers, new in every call."""
-        seed, shards = tf.cast(self.seed_generator.next(), tf.int32), current_shards()
-        replica = tf.distribute.get_replica_context()
-        if replica is not None and replica.num_replicas_in_sync > 1:  # their generators are copies of one another
-            seed = tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)
+        seed, shards = next_seed(self.seed_generator), current_shards()
         return normal(tf.get_static_value(shape), seed, shards) if shards else tf.random.stateless_normal(shape, seed)
 
     def get_config(self):

@@ -71,6 +71,11 @@ class SparseMoE(keras.layers.Layer):
         seed: Integer seed of the gate's noise, or None.
         drop_by: With a `capacity_factor`, which positions a full expert drops: "position", the last ones, or "weight",
             those with the lowest gate values. Default "position".
+        expert_dropout: Share of the built-in experts' hidden units dropped in training, against overfitting where there
+            are few tokens for each expert. Each expert draws once a step, for all of its tokens. Default 0.
+        shared_expert_hidden: Width of the hidden layer of one more expert that every token goes to, beside the k of the
+            gate: what it computes is added to the mixture, before `output_activation`. It has the activation, biases
+            and dropout of the others. Default None, no such expert.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name` and `dtype`. Experts compute in the layer's dtype
             policy; gate, losses and the sum over experts in float32 under any.
 
@@ -122,6 +127,8 @@ class SparseMoE(keras.layers.Layer):
         kernel_constraint=None,
         seed: int | None = None,
         drop_by: str = "position",
+        expert_dropout: float = 0.0,
+        shared_expert_hidden: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -147,7 +154,12 @@ class SparseMoE(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
+        self.expert_dropout = checks.number("expert_dropout", expert_dropout, "a number from 0 to 1, without 1", _share)
+        self.shared_expert_hidden = shared_expert_hidden
+        if shared_expert_hidden is not None:
+            self.shared_expert_hidden = checks.integer("shared_expert_hidden", shared_expert_hidden)
         self.experts = self._make_experts()
+        self.shared_expert = None
         self.balance_metrics = balance_metrics(self.name)
         self._metric_variables = tf.Module()  # see _trackable_children
         self._metric_variables.variables_of_metrics = [v for m in self.balance_metrics.values() for v in m.variables]
@@ -174,6 +186,12 @@ class SparseMoE(keras.layers.Layer):
 
     def _make_experts(self):
         if self.expert is not None:
+            if self.expert_dropout:
+                raise ValueError(
+                    "expert_dropout is for the built-in experts. Received: "
+                    f"expert_dropout={self.expert_dropout} and expert={self.expert!r}. Put keras.layers.Dropout into "
+                    "the expert."
+                )
             layers = self.expert
             if callable(layers):
                 layers = [layers() for _ in range(self.total_experts)]
@@ -191,6 +209,8 @@ class SparseMoE(keras.layers.Layer):
             activation=self.activation,
             use_bias=self.use_bias,
             recompute=self.recompute,
+            dropout=self.expert_dropout,
+            seed=self.seed,
             kernel_initializer=self.kernel_initializer,
             kernel_regularizer=self.kernel_regularizer,
             kernel_constraint=self.kernel_constraint,
@@ -208,7 +228,33 @@ class SparseMoE(keras.layers.Layer):
         for part in (self.gate, self.experts):
             if not part.built:  # a gate may be shared with another layer
                 part.build((None, width))
+        if self.shared_expert_hidden is not None:
+            self.shared_expert = self._make_shared_expert(width)
+            self.shared_expert.build((None, width))
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: width})
+
+    def _make_shared_expert(self, width: int) -> keras.Sequential:
+        def dense(name, units, activation):
+            # A clone each: one initializer without a seed gives the same numbers every time.
+            initializer = self.kernel_initializer
+            if isinstance(initializer, keras.initializers.Initializer):
+                initializer = initializer.clone()
+            return keras.layers.Dense(
+                units,
+                activation,
+                use_bias=self.use_bias,
+                kernel_initializer=initializer,
+                kernel_regularizer=self.kernel_regularizer,
+                kernel_constraint=self.kernel_constraint,
+                dtype=self.dtype_policy,
+                name=name,
+            )
+
+        # Another seed than the gate's, whose noise would have the same random bits.
+        seed = None if self.seed is None else self.seed + 1
+        dropout = keras.layers.Dropout(self.expert_dropout, seed=seed, dtype=self.dtype_policy)
+        layers = [dense("hidden", self.shared_expert_hidden, self.activation), dropout, dense("output", width, None)]
+        return keras.Sequential(layers, name="shared_expert")
 
     def call(self, inputs, mask=None, training=False):
         with computed_where(self.experts.weights[0] if self.experts.weights else None):
@@ -227,6 +273,8 @@ class SparseMoE(keras.layers.Layer):
         rows = plan.dispatch(tokens)
         rows = self.experts(rows, plan.counts, capacity=plan.capacity, block=plan.block)
         outputs = tf.cast(plan.combine(rows, routing.combine_weights), self.compute_dtype)
+        if self.shared_expert is not None:
+            outputs += self.shared_expert(tokens, training=training)
         outputs = screened.fill(self.output_activation(outputs))
         if training:
             self.add_loss(self._balance_loss(routing))
@@ -324,6 +372,8 @@ class SparseMoE(keras.layers.Layer):
             "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
             "seed": self.seed,
             "drop_by": self.drop_by,
+            "expert_dropout": self.expert_dropout,
+            "shared_expert_hidden": self.shared_expert_hidden,
         }
 
     def _trackable_children(self, save_type="checkpoint", **kwargs):
@@ -347,3 +397,7 @@ class SparseMoE(keras.layers.Layer):
         if isinstance(config.get("expert"), (list, tuple)):
             config["expert"] = [keras.saving.deserialize_keras_object(e) for e in config["expert"]]
         return cls(**config)
+
+
+def _share(x: float) -> bool:
+    return 0 <= x < 1

@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import tensorflow as tf
 
 from tf_moe.mesh.shards import Shards
@@ -9,6 +10,14 @@ from tf_moe.mesh.shards import Shards
 # Up to so many, every device draws all numbers and keeps its own, so that they are the same for any number of devices.
 # Beyond, each device draws its own stream: DTensor gives every device a seed of its own.
 LARGEST_COMMON_DRAW = 2**22
+
+
+def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
+    """A seed for a stateless draw, int32 `(2,)`: another in every call, and on every replica of MirroredStrategy."""
+    seed, replica = tf.cast(generator.next(), tf.int32), tf.distribute.get_replica_context()
+    if replica is not None and replica.num_replicas_in_sync > 1:  # their generators are copies of one another
+        seed = tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)
+    return seed
 
 
 def normal(shape: list[int], seed: tf.Tensor, shards: Shards) -> tf.Tensor:

@@ -117,9 +117,8 @@ def dense_twin(moe: SparseMoE, width: int, name: str = "dense") -> keras.Sequent
     width = checks.integer("width", width)
     if moe.expert is not None:
         raise ValueError(f"Only built-in experts have a dense twin. Received: {moe.name!r} with expert={moe.expert!r}.")
-    hidden = keras.layers.Dense(
-        moe.total_k * moe.expert_hidden + moe.num_logits, activation=moe.activation, use_bias=False
-    )
+    units = moe.total_k * moe.expert_hidden + (moe.shared_expert_hidden or 0) + moe.num_logits
+    hidden = keras.layers.Dense(units, activation=moe.activation, use_bias=False)
     output = keras.layers.Dense(width, activation=moe.output_activation, use_bias=False)
     twin = keras.Sequential([hidden, output], name=name)
     twin.supports_masking = True  # its layers do, but a Sequential says no of itself
