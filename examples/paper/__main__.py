@@ -4,25 +4,29 @@
     python examples/paper family --networks MoE-4 MoE-256 --corpus wikitext2 --seeds 3
     python examples/paper balance
     python examples/paper ablations
+    python examples/paper budgets
+    python examples/paper low_resource --corpus wikitext2
 
 Every run adds a row to `table.csv` in the output directory, where one that is there already is not run again: started
 once more after an interruption, the command goes on. The figures are drawn from that table.
 """
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
 import table
 from corpora import load
 from figures import PLOTS
-from runs import STUDIES, Run
+from runs import STUDIES, Run, choose
 from train import train
 
 from tf_moe.models import PAPER
 
-SETTINGS = ("width", "steps", "batch", "time", "rate", "dropout", "points", "held_out")
+SETTINGS = ("steps", "batch", "time", "rate", "dropout", "points", "patience", "held_out")
+# What a study has where nothing is asked for: training steps, and looks at the validation text.
+STEPS = {"family": 2000, "budgets": 1000, "balance": 500, "ablations": 500, "low_resource": 600}
+POINTS = {"low_resource": 12}
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -43,7 +47,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         help="generated batches to test, 4 times as large (default: %(default)s)",
     )
     add("--width", default=64, type=positive, help="of networks that have 512 in the paper (default: %(default)s)")
-    add("--steps", default=2000, type=positive, help="of training (default: %(default)s)")
+    add("--steps", type=positive, help=f"of training at most (default: {STEPS})")
     add("--batch", default=128, type=positive, help="sequences in a batch (default: %(default)s)")
     add("--time", default=32, type=positive, help="words of a sequence (default: %(default)s)")
     add("--rate", default=8e-3, type=float, help="highest learning rate (default: %(default)s)")
@@ -51,12 +55,16 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--dropout", type=float, help="default: 0 for the generated language, each network's own for text")
     add("--seeds", default=1, type=positive, help="runs of each (default: %(default)s)")
     add("--grid", action="store_true", help="balance: all 25 pairs of weights instead of the paper's six")
-    add("--points", default=5, type=positive, help="looks at the validation text during a run (default: %(default)s)")
+    add("--fractions", nargs="+", type=float, default=(1 / 16, 1 / 4, 1.0), help="low_resource: shares of the text")
+    add("--points", type=positive, help="looks at the validation text during a run (default: 5, low_resource 12)")
+    add("--patience", default=3, type=positive, help="looks without progress that end a run (default: %(default)s)")
     add("--output", default="runs/paper", type=Path, metavar="DIR", help="default: %(default)s")
     add("--smoke", action="store_true", help="a tiny run, to see that all works")
     options = parser.parse_args(arguments)
     if options.words is None:
         options.words = 512 if options.corpus == "generated" else 8192
+    options.steps = options.steps or STEPS[options.study]
+    options.points = options.points or POINTS.get(options.study, 5)
     if options.smoke:
         options.width, options.steps, options.batch, options.time, options.points = 16, 4, 4, 8, 2
         options.words, options.held_out = min(options.words, 40), 1
@@ -72,17 +80,6 @@ def positive(text: str) -> int:
     return value
 
 
-def choose_runs(options: argparse.Namespace) -> list[Run]:
-    """The runs of the study, or some of its variants, for every seed."""
-    runs = STUDIES[options.study](options)
-    if options.variants:
-        known = {run.variant for run in runs}
-        if not known.issuperset(options.variants):
-            raise ValueError(f"--variants must be some of {sorted(known)}. Received: {options.variants}.")
-        runs = [run for run in runs if run.variant in options.variants]
-    return [dataclasses.replace(run, seed=seed) for seed in range(options.seeds) for run in runs]
-
-
 def key_of(run: Run, corpus: str, options: argparse.Namespace) -> dict:
     """The columns that say what was run."""
     return {
@@ -91,16 +88,28 @@ def key_of(run: Run, corpus: str, options: argparse.Namespace) -> dict:
         "variant": run.variant,
         "seed": run.seed,
         "corpus": corpus,
+        "fraction": run.fraction,
+        "width": run.width,
         "optimizer": "factored" if options.factored else "adam",
         **{name: getattr(options, name) for name in SETTINGS},
     }
+
+
+def title_of(corpus: str, runs: list[Run], options: argparse.Namespace) -> str:
+    widths = sorted({run.width for run in runs})
+    return f"{corpus}, width {' to '.join(map(str, dict.fromkeys((widths[0], widths[-1]))))}, {options.steps} steps"
+
+
+def describe(run: Run) -> str:
+    share = f"{run.fraction:.3g} of the text" if run.fraction < 1 else ""
+    return ", ".join(filter(None, (run.network, run.variant, f"width {run.width}", share, f"seed {run.seed}")))
 
 
 def main(arguments=None) -> None:
     options = parse_arguments(arguments)
     file = options.output / "table.csv"
     try:
-        runs = choose_runs(options)
+        runs = choose(options)
         table.read(file)
         data = load(options)
     except (ValueError, OSError) as error:  # a wrong argument or an unusable text: the message says what to do
@@ -109,7 +118,7 @@ def main(arguments=None) -> None:
     keys = []
     for number, run in enumerate(runs, 1):
         keys.append(key_of(run, data.name, options))
-        name = " ".join(filter(None, (run.network, run.variant, f"seed {run.seed}")))
+        name = describe(run)
         if table.is_done(keys[-1], table.read(file)):
             print(f"[{number}/{len(runs)}] {name}: done before", flush=True)
             continue
@@ -118,7 +127,7 @@ def main(arguments=None) -> None:
         table.append(file, keys[-1] | row)
         print(f"test perplexity {row['test_perplexity']:.2f}, {row['seconds']} s", flush=True)
     rows = [row for row in table.read(file) if any(table.is_done(key, [row]) for key in keys)]
-    PLOTS[options.study](rows, options.output, f"{data.name}, width {options.width}, {options.steps} steps")
+    PLOTS[options.study](rows, options.output, title_of(data.name, runs, options))
     print(table.show(rows))
 
 

@@ -16,7 +16,7 @@ class Data(NamedTuple):
     Attributes:
         name: For the table.
         vocabulary_size: Number of ids, padding included.
-        train: From a seed, batches without end.
+        train: From a seed and a share of the text, batches without end.
         validation: Batches.
         test: Batches.
         floor: Perplexity of the test batches under the language itself; None where nobody knows it.
@@ -24,7 +24,7 @@ class Data(NamedTuple):
 
     name: str
     vocabulary_size: int
-    train: Callable[[int], tf.data.Dataset]
+    train: Callable[[int, float], tf.data.Dataset]
     validation: tf.data.Dataset
     test: tf.data.Dataset
     floor: float | None
@@ -37,6 +37,10 @@ def load(options: argparse.Namespace) -> Data:
 def generated(options) -> Data:
     """Sequences of `FactLanguage`, drawn independently for each seed, for validation and for the test."""
     language = FactLanguage(options.words, options.facts, options.exponent)
+    if options.study == "low_resource":
+        raise ValueError(
+            "The generated language never ends. Pass low_resource a text: --corpus python, or a directory."
+        )
 
     def held_out(seed):
         return language.batches(4 * options.batch, options.time, seed, options.held_out).cache()
@@ -46,7 +50,7 @@ def generated(options) -> Data:
     return Data(
         f"generated, {options.words} words, {options.facts:g} facts, exponent {options.exponent:g}",
         language.vocabulary_size,
-        lambda seed: language.batches(options.batch, options.time, seed + 2),
+        lambda seed, _: language.batches(options.batch, options.time, seed + 2),
         held_out(0),
         test,
         float(np.exp(-language.log_probability(whole).mean())),
@@ -65,17 +69,12 @@ def text(options) -> Data:
         length = vocabulary.count_tokens(part)
         return contiguous_batches(part, vocabulary, 4 * options.batch, options.time, num_tokens=length).cache()
 
-    def train(seed):
-        batches = contiguous_batches(
-            corpus.train,
-            vocabulary,
-            options.batch,
-            options.time,
-            shuffle_buffer=100_000,
-            seed=seed,
-            drop_remainder=True,
-        )
-        return batches.repeat()
+    def train(seed, fraction):
+        batches = contiguous_batches(corpus.train, vocabulary, options.batch, options.time, drop_remainder=True)
+        windows = batches.unbatch()
+        if fraction < 1:
+            windows = windows.take(max(1, round(fraction * vocabulary.num_tokens / options.time))).cache()
+        return windows.shuffle(100_000, seed).repeat().batch(options.batch, drop_remainder=True)
 
     name = f"{options.corpus}, {options.words} words"
     return Data(name, len(vocabulary), train, held_out(corpus.validation), held_out(corpus.test), None)

@@ -1,123 +1,26 @@
-"""The figures, drawn from the rows of the table alone. Groups differ in marker and grey value, not only in colour."""
+"""The figures of each study, drawn from the rows of the table alone."""
 
-import itertools
-import math
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
+import matplotlib
 import matplotlib.figure
 import numpy as np
-from runs import DENSE_TWIN
+from perplexity import FLAT, STYLES, describe_seeds, draw_perplexity, points
 from table import as_numbers
-
-from tf_moe.models import PAPER
-
-DENSE, FLAT, HIERARCHICAL = "dense", "flat mixture, k = 4", "hierarchical mixture, k = 2 x 2"
-COLUMN, LINE = 40, 15  # pixels: how far apart points are labelled together, and the height of a label
-STYLES = {
-    DENSE: {"color": "#9e9ac8", "marker": "s"},
-    FLAT: {"color": "#08306b", "marker": "o"},
-    HIERARCHICAL: {"color": "#d94801", "marker": "^"},
-}
-
-
-class Point(NamedTuple):
-    """One network over all its seeds."""
-
-    label: str
-    kind: str
-    experts: int
-    ops: float
-    perplexities: list[float]
-
-    @property
-    def mean(self) -> float:
-        return sum(self.perplexities) / len(self.perplexities)
-
-
-def points(rows: Iterable[dict[str, str]]) -> list[Point]:
-    """The networks, in order of their number of experts."""
-    by_network = defaultdict(list)
-    for row in rows:
-        by_network[row["network"], row["variant"]].append(row)
-    found = []
-    for (name, variant), group in by_network.items():
-        experts = None if variant == DENSE_TWIN else PAPER[name].num_experts
-        kind = DENSE if experts is None else HIERARCHICAL if isinstance(experts, tuple) else FLAT
-        number = math.prod(experts) if isinstance(experts, tuple) else experts or 1
-        ops = float(group[0]["ops_per_timestep"])
-        found.append(Point(f"{name} {variant}".strip(), kind, number, ops, as_numbers(group, "test_perplexity")))
-    return sorted(found, key=lambda point: (point.experts, point.mean))
 
 
 def plot_family(rows: list[dict[str, str]], folder: Path, title: str) -> None:
     """Test perplexity against the number of experts, and against the compute of a time step where that differs."""
     found, floors = points(rows), as_numbers(rows, "floor")
-    drawn = {"experts": "experts (dense networks: 1)", "ops": "multiply-adds a time step"}
-    if max(point.ops for point in found) < 2 * min(point.ops for point in found):
-        del drawn["ops"]
-    for axis, label in drawn.items():
-        figure = matplotlib.figure.Figure(figsize=(8, 5), dpi=120, layout="constrained")
-        axes = figure.subplots()
-        for kind, style in STYLES.items():
-            group = [point for point in found if point.kind == kind]
-            if not group:
-                continue
-            x = np.array([getattr(point, axis) for point in group])
-            mean = np.array([point.mean for point in group])
-            spread = np.array(
-                [(point.mean - min(point.perplexities), max(point.perplexities) - point.mean) for point in group]
-            )
-            line = "--" if kind == FLAT and axis == "experts" else ""
-            axes.errorbar(x, mean, spread.T, capsize=4, linestyle=line, markersize=8, label=kind, **style)
-        if floors:
-            axes.axhline(floors[0], color="black", linestyle=":", label=f"floor, {floors[0]:.2f}")
-        ylabel = f"test perplexity ({_seeds(len(point.perplexities) for point in found)})"
-        axes.set(xscale="log", yscale="log", xlabel=label, ylabel=ylabel, title=title)
-        axes.margins(x=0.3, y=0.12)
-        axes.grid(alpha=0.3, which="both")
-        for which in (axes.xaxis, axes.yaxis):
-            which.set_major_formatter("{x:,g}")
-            which.set_minor_formatter("{x:,g}")
-        axes.tick_params(which="minor", labelsize=7)
-        if axis == "experts":
-            axes.set_xticks(sorted({point.experts for point in found}))
-            axes.set_xticks([], minor=True)
-        figure.legend(loc="outside lower center", ncols=4)
-        label_points(figure, axes, [(getattr(point, axis), point) for point in found])
-        figure.savefig(folder / f"perplexity_by_{axis}.png")
+    draw_perplexity(found, "experts", [FLAT], floors, folder, title)
+    if max(point.ops for point in found) >= 2 * min(point.ops for point in found):
+        draw_perplexity(found, "ops", [], floors, folder, title)
 
 
-def label_points(figure, axes, found: list[tuple[float, Point]]) -> None:
-    """Every point's name and value: beside those that stand close together, one above the other."""
-    figure.draw_without_rendering()  # only now it is known where on the page things are
-    places = sorted((*axes.transData.transform((x, point.mean)), point) for x, point in found)
-    columns = [[places[0]]]
-    for before, place in itertools.pairwise(places):
-        if place[0] - before[0] > COLUMN:
-            columns.append([])
-        columns[-1].append(place)
-    for column in columns:
-        column.sort(key=lambda place: place[1])
-        is_first = column is columns[0]  # labelled on its left, where nothing else stands
-        beside = min(x for x, _, _ in column) - 14 if is_first else max(x for x, _, _ in column) + 14
-        wanted = np.array([y for _, y, _ in column])
-        heights = np.maximum.accumulate(wanted - LINE * np.arange(len(column))) + LINE * np.arange(len(column))
-        heights += (wanted - heights).mean()
-        for (x, y, point), height in zip(column, heights, strict=True):
-            axes.annotate(
-                f"{point.label}  {point.mean:.2f}",
-                (x, y),
-                xycoords="figure pixels",
-                xytext=(beside, height),
-                textcoords="figure pixels",
-                ha="right" if is_first else "left",
-                va="center",
-                fontsize=8,
-                arrowprops={"arrowstyle": "-", "linewidth": 0.4, "shrinkB": 3},
-            )
+def plot_budgets(rows: list[dict[str, str]], folder: Path, title: str) -> None:
+    """Test perplexity against the compute of a time step, a line for each kind of network."""
+    draw_perplexity(points(rows), "ops", list(STYLES), as_numbers(rows, "floor"), folder, title)
 
 
 def plot_balance(rows: list[dict[str, str]], folder: Path, title: str) -> None:
@@ -171,18 +74,56 @@ def plot_ablations(rows: list[dict[str, str]], folder: Path, title: str) -> None
         )
         axes.annotate(f"{mean:.2f}", (mean, y), xytext=(0, 6), textcoords="offset points", fontsize=8, ha="center")
     axes.set_yticks(range(len(order)), [f"{network}: {variant}" for network, variant in order])
-    axes.set(xlabel=f"test perplexity ({_seeds(map(len, groups.values()))})", title=title)
+    axes.set(xlabel=f"test perplexity ({describe_seeds(map(len, groups.values()))})", title=title)
     axes.margins(x=0.1, y=0.08)
     axes.grid(alpha=0.3)
     figure.savefig(folder / "ablations.png", dpi=120)
 
 
-def _seeds(numbers: Iterable[int]) -> str:
-    """What a point and its bar are, given how many seeds each has."""
-    numbers = sorted(set(numbers))
-    if numbers == [1]:
-        return "one seed"
-    return f"mean of {' to '.join(map(str, {numbers[0]: 0, numbers[-1]: 0}))} seeds, bars from lowest to highest"
+def plot_low_resource(rows: list[dict[str, str]], folder: Path, title: str) -> None:
+    """Test perplexity by the share of the text, as a ratio to that of the network with the fewest weights.
+
+    On the left networks as they are, on the right what was done against overfitting.
+    """
+    groups = defaultdict(dict)
+    for row in rows:
+        group = groups[row["network"], row["variant"]]
+        group.setdefault(float(row["fraction"]), []).extend(as_numbers([row], "test_perplexity"))
+    smallest = min((row for row in rows if not row["variant"]), key=lambda row: int(row["parameters"]))["network"]
+    treated = {network for network, variant in groups if variant and network != smallest}
+    panels = {
+        "networks": [key for key in groups if not key[1]],
+        "against overfitting": [key for key in groups if key[0] in treated or (key[0] == smallest and key[1])],
+    }
+    figure = matplotlib.figure.Figure(figsize=(11, 5), dpi=120, layout="constrained")
+    figure.suptitle(title)
+    for axes, (name, keys) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+        for n, key in enumerate(keys):
+            fractions = sorted(groups[key])
+            reference = [np.mean(groups[smallest, ""][fraction]) for fraction in fractions]
+            values = [
+                np.array(groups[key][fraction]) / base for fraction, base in zip(fractions, reference, strict=True)
+            ]
+            mean = np.array([value.mean() for value in values])
+            spread = [mean - [value.min() for value in values], [value.max() for value in values] - mean]
+            label, grey = " ".join(filter(None, key)), 0.7 * n / max(1, len(keys) - 1)
+            color = matplotlib.colormaps["viridis"](grey)
+            axes.errorbar(fractions, mean, spread, marker="os^Dv<>P"[n % 8], color=color, capsize=3, label=label)
+        axes.set(xscale="log", xlabel="share of the training text", title=name)
+        axes.set_xticks(fractions, [f"{fraction:.3g}" for fraction in fractions])
+        axes.set_xticks([], minor=True)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.axes[0].set_ylabel(
+        f"test perplexity / {smallest}'s ({describe_seeds(len(v) for g in groups.values() for v in g.values())})"
+    )
+    figure.savefig(folder / "low_resource.png")
 
 
-PLOTS = {"family": plot_family, "balance": plot_balance, "ablations": plot_ablations}
+PLOTS = {
+    "family": plot_family,
+    "budgets": plot_budgets,
+    "balance": plot_balance,
+    "ablations": plot_ablations,
+    "low_resource": plot_low_resource,
+}

@@ -21,19 +21,28 @@ class Run:
         network: Name in `tf_moe.models.PAPER`.
         variant: What is changed, in words; "" for nothing, `DENSE_TWIN` for a dense expert of equal arithmetic.
         changes: Arguments of `SparseMoE`; `gate` may be a dict of the arguments of the network's own gate.
+        fields: Of `PaperNetwork`, to change it.
+        weight_decay: Of the experts' weights.
+        width: Of a network that is 512 wide in the paper; all others are in proportion.
+        fraction: Share of the training text.
         seed: Of weights, noise and data.
     """
 
     network: str
     variant: str = ""
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+    weight_decay: float = 0.0
+    width: int = 64
+    fraction: float = 1.0
     seed: int = 0
 
-    def shape(self, width: int) -> PaperNetwork:
-        """The network, where one that is 512 wide in the paper has this width, and all others are in proportion."""
+    def shape(self) -> PaperNetwork:
+        """The network at this width."""
         network = PAPER[self.network]
-        network = network.scaled(max(1, network.width * width // 512))
-        return network.dense_twin() if self.variant == DENSE_TWIN else network
+        network = network.scaled(max(1, network.width * self.width // 512))
+        network = network.dense_twin() if self.variant == DENSE_TWIN else network
+        return dataclasses.replace(network, **self.fields)
 
     def arguments(self, network: PaperNetwork) -> dict[str, Any]:
         """The changes as `network.build` takes them."""
@@ -43,11 +52,31 @@ class Run:
         return arguments
 
 
+def choose(options) -> list[Run]:
+    """The runs of the study, or some of its variants, for every seed; raises ValueError for options that do not fit."""
+    runs = STUDIES[options.study](options)
+    if options.study != "budgets":
+        runs = [dataclasses.replace(run, width=options.width) for run in runs]
+    if options.variants:
+        known = {run.variant for run in runs}
+        if not known.issuperset(options.variants):
+            raise ValueError(f"--variants must be some of {sorted(known)}. Received: {options.variants}.")
+        runs = [run for run in runs if run.variant in options.variants]
+    return [dataclasses.replace(run, seed=seed) for seed in range(options.seeds) for run in runs]
+
+
 def family(options) -> list[Run]:
     """The paper's figures: more experts, beside the paper's dense networks and a dense twin of the largest mixtures."""
     networks = options.networks or (*BASELINES, *FAMILY)
     twins = [network for network in networks if network in TWINS]
     return [*(Run(network) for network in networks), *(Run(network, DENSE_TWIN) for network in twins)]
+
+
+def budgets(options) -> list[Run]:
+    """The paper's second figure: many experts and none, with less and with more arithmetic."""
+    networks = options.networks or ("MoE-1-Wide", "MoE-256-h")
+    widths = sorted({max(1, options.width // 2), options.width, 2 * options.width})
+    return [Run(network, width=width) for width in widths for network in networks]
 
 
 def balance(options) -> list[Run]:
@@ -65,20 +94,53 @@ def balance(options) -> list[Run]:
 
 
 def ablations(options) -> list[Run]:
-    """One thing changed at a time, and the largest changes together."""
+    """One thing changed at a time, and all of the mixture's means at once."""
+    random, no_losses = {"kernel_initializer": "glorot_uniform"}, {"importance_weight": 0.0, "load_weight": 0.0}
     variants = {
         "as in the paper": {},
         "no sigmoid": {"output_activation": None},
-        "random gate": {"gate": {"kernel_initializer": "glorot_uniform"}},
-        "no noise": {"gate": {"noisy": False, "kernel_initializer": "glorot_uniform"}},
+        "random gate": {"gate": random},
+        "no noise": {"gate": {"noisy": False, **random}},
         "no noise, zero gate": {"gate": {"noisy": False}},
         "importance loss only": {"load_weight": 0.0},
         "load loss only": {"importance_weight": 0.0},
+        "no balance loss": no_losses,
         "strictly balanced": {"gate": "strictly_balanced"},
-        "random gate, no sigmoid": {"gate": {"kernel_initializer": "glorot_uniform"}, "output_activation": None},
+        "random gate, no sigmoid": {"gate": random, "output_activation": None},
+        "no noise, no balance loss, no sigmoid": {
+            "gate": {"noisy": False, **random},
+            "output_activation": None,
+            **no_losses,
+        },
         "capacity factor 1": {"capacity_factor": 1.0},
     }
-    return [Run(network, variant, changes) for network in _mixtures(options) for variant, changes in variants.items()]
+    runs = []
+    for network in _mixtures(options):
+        runs += [Run(network, variant, changes) for variant, changes in variants.items()]
+        runs.append(Run(network, DENSE_TWIN))
+        if f"{network}-h" in PAPER:
+            runs.append(Run(f"{network}-h"))
+    return runs
+
+
+def low_resource(options) -> list[Run]:
+    """Where more experts overfit, by the share of the training text, and what helps the largest mixture there."""
+    networks = options.networks or ("MoE-1-Wide", "MoE-4", "MoE-32", "MoE-256")
+    runs = [Run(network) for network in networks]
+    dense = [network for network in networks if PAPER[network].num_experts is None]
+    runs += [Run(network, "dropout 0.3", fields={"dropout": 0.3}) for network in dense]
+    if largest := [network for network in networks if PAPER[network].num_experts is not None][-1:]:
+        (network,) = largest
+        hidden = Run(network, width=options.width).shape().expert_hidden[0]
+        runs += [
+            Run(network, "dropout 0.3", fields={"dropout": 0.3}),
+            Run(network, "expert dropout 0.4", {"expert_dropout": 0.4}),
+            Run(network, "weight decay 0.1", weight_decay=0.1),
+            Run(network, "both dropouts", {"expert_dropout": 0.4}, {"dropout": 0.3}),
+        ]
+        if isinstance(k := PAPER[network].k, int) and k > 1:  # one of the k for all tokens: the same arithmetic
+            runs.append(Run(network, "shared expert", {"shared_expert_hidden": hidden}, {"k": k - 1}))
+    return [dataclasses.replace(run, fraction=fraction) for fraction in options.fractions for run in runs]
 
 
 def _mixtures(options) -> list[str]:
@@ -89,4 +151,10 @@ def _mixtures(options) -> list[str]:
     return networks
 
 
-STUDIES = {"family": family, "balance": balance, "ablations": ablations}
+STUDIES = {
+    "family": family,
+    "budgets": budgets,
+    "balance": balance,
+    "ablations": ablations,
+    "low_resource": low_resource,
+}

@@ -7,8 +7,8 @@ from typing import Any
 
 # What makes two runs the same; the other columns are their outcome.
 KEYS = (
-    "study", "network", "variant", "seed", "corpus", "width", "steps", "batch", "time", "rate", "optimizer", "dropout",
-    "points", "held_out",
+    "study", "network", "variant", "seed", "corpus", "fraction", "width", "steps", "batch", "time", "rate", "optimizer",
+    "dropout", "points", "patience", "held_out",
 )  # fmt: skip
 OUTCOMES = (
     "parameters", "ops_per_timestep", "floor", "tokens", "seconds", "tokens_per_second", "test_perplexity",
@@ -17,8 +17,8 @@ OUTCOMES = (
 )  # fmt: skip
 COLUMNS = (*KEYS, *OUTCOMES)
 SHOWN = (
-    "network", "variant", "seed", "parameters", "ops_per_timestep", "tokens_per_second", "test_perplexity",
-    "importance_cv", "load_cv", "max_over_mean_load", "gradient_norm_max",
+    "network", "variant", "width", "fraction", "seed", "parameters", "ops_per_timestep", "tokens_per_second",
+    "test_perplexity", "importance_cv", "load_cv", "max_over_mean_load", "gradient_norm_max",
 )  # fmt: skip
 
 

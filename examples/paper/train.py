@@ -20,24 +20,26 @@ from tf_moe.optimizers import FactoredAdam, optimizer_for
 def train(run: Run, data: Data, options: argparse.Namespace) -> dict[str, Any]:
     """The row of one run."""
     keras.utils.set_random_seed(run.seed)
-    network = run.shape(options.width)
-    if options.dropout is not None:
+    network = run.shape()
+    if options.dropout is not None and "dropout" not in run.fields:
         network = dataclasses.replace(network, dropout=options.dropout)
     model = network.build(data.vocabulary_size, **run.arguments(network))
     model.compile(
-        make_optimizer(options),
+        make_optimizer(options, run.weight_decay),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=[Perplexity()],
     )
     norm, clock = GradientNorm(data.validation.take(8)), StepTimes()
+    # Text may be learned by heart: what is tested is what was best on the validation text.
+    best = keras.callbacks.EarlyStopping("val_loss", patience=options.patience, restore_best_weights=True)
     points = min(options.points, options.steps)
     started = time.perf_counter()
     history = model.fit(
-        data.train(run.seed),
+        data.train(run.seed, run.fraction),
         steps_per_epoch=total_steps(options) // points,
         epochs=points,
         validation_data=data.validation,
-        callbacks=[norm, clock],
+        callbacks=[norm, clock, best],
         shuffle=False,  # the data come shuffled
         verbose=1 if sys.stdout.isatty() else 2,
     ).history
@@ -47,7 +49,7 @@ def train(run: Run, data: Data, options: argparse.Namespace) -> dict[str, Any]:
         "parameters": cost.parameters,
         "ops_per_timestep": cost.multiply_adds,
         "floor": data.floor,
-        "tokens": total_steps(options) * tokens,
+        "tokens": len(clock.seconds) * tokens,
         "seconds": round(seconds),
         "tokens_per_second": round(tokens / clock.median),
         "validation_perplexity": " ".join(f"{value:.4g}" for value in history["val_perplexity"]),
@@ -67,8 +69,8 @@ def total_steps(options) -> int:
     return options.steps // points * points
 
 
-def make_optimizer(options) -> keras.optimizers.Optimizer:
-    """Adam, or appendix D's factored one for the experts and Adam for the rest; warm-up, then a cosine.
+def make_optimizer(options, weight_decay: float) -> keras.optimizers.Optimizer:
+    """Adam; for the experts appendix D's factored one, or one with weight decay, if so asked; warm-up, then a cosine.
 
     The norm of the gradient is clipped, of both parts each by itself.
     """
@@ -81,7 +83,10 @@ def make_optimizer(options) -> keras.optimizers.Optimizer:
         )
 
     adam = keras.optimizers.Adam(schedule(), global_clipnorm=1.0)
-    return optimizer_for(FactoredAdam(schedule(), global_clipnorm=1.0), adam) if options.factored else adam
+    if not options.factored and not weight_decay:
+        return adam
+    kind = FactoredAdam if options.factored else keras.optimizers.AdamW
+    return optimizer_for(kind(schedule(), weight_decay=weight_decay or None, global_clipnorm=1.0), adam)
 
 
 class StepTimes(keras.callbacks.Callback):

@@ -27,6 +27,15 @@ class BenchmarksTest(TestCase):
         self.assertLen(table, 3)
         self.assertStartsWith(table[0], "experts,floor (ms),training step (ms)")
 
+    def test_overhead(self):
+        folder = Path(self.get_temp_dir()) / "overhead"
+        command = [sys.executable, BENCHMARKS / "overhead.py", "--smoke", "--output", folder]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertIn("| whole layer |", run.stdout)  # of the cost model
+        self.assertLen((folder / "overhead.csv").read_text().splitlines(), 4)
+        self.assertGreater((folder / "overhead.png").stat().st_size, 10_000)
+
     @parameterized.named_parameters(
         ("layer", ["layer.py", "--skews", "0", "0.7", "--against", "einsum", "per_expert", "all"], "| 64x8 | 0.70 |"),
         ("batching", ["batching.py"], "| 2 | 8 | 4.00 |"),

@@ -24,7 +24,7 @@ class PaperTest(TestCase):
         output, rows = self.run_study(folder, *family, "MoE-4", "MoE-1-Deep")
         self.assertNotIn("done before", output)
         self.assertEqual([row["network"] for row in rows], ["MoE-4", "MoE-1-Deep"])
-        self.assertIn("| MoE-1-Deep |  | 0 | 8192 | 8192 |", output)
+        self.assertIn("| MoE-1-Deep |  | 16 | 1 | 0 | 8192 | 8192 |", output)
         for row in rows:
             self.assertBetween(float(row["test_perplexity"]), 10, 45)  # after four steps, of 40 words
             self.assertGreater(float(row["gradient_norm_max"]), 0)
@@ -33,8 +33,8 @@ class PaperTest(TestCase):
         output, more = self.run_study(folder, *family, "MoE-4", "LSTM-2048-512", "--factored")
         self.assertNotIn("done before", output)  # with another optimizer it is another run
         output, more = self.run_study(folder, *family, "MoE-4", "LSTM-2048-512", "MoE-1-Deep")
-        self.assertIn("[1/3] MoE-4 seed 0: done before", output)
-        self.assertIn("[2/3] LSTM-2048-512 seed 0\n", output)
+        self.assertIn("[1/3] MoE-4, width 16, seed 0: done before", output)
+        self.assertIn("[2/3] LSTM-2048-512, width 16, seed 0\n", output)
         self.assertLen(more, 5)
         self.assertEqual(more[:2], rows)
         self.assertGreater((folder / "perplexity_by_experts.png").stat().st_size, 10_000)
@@ -44,29 +44,53 @@ class PaperTest(TestCase):
         folder = Path(self.get_temp_dir()) / "balance"
         variants = ["importance 0, load 0", "importance 0.1, load 0.1"]
         output, rows = self.run_study(folder, "balance", "--networks", "MoE-4", "--variants", *variants)
-        self.assertIn("| MoE-4 | importance 0.1, load 0.1 | 0 |", output)
+        self.assertIn("| MoE-4 | importance 0.1, load 0.1 | 16 | 1 | 0 |", output)
         self.assertLen(rows, 2)
         self.assertGreater((folder / "balance_MoE-4.png").stat().st_size, 10_000)
 
-    def test_ablations_on_text(self):
-        data, folder = Path(self.get_temp_dir()) / "data", Path(self.get_temp_dir()) / "ablations"
+    def write_text(self):
+        data = Path(self.get_temp_dir()) / "data"
         data.mkdir()
         for part, lines in (("train", 200), ("valid", 20), ("test", 20)):
             words = self.rng.choice(["the", "cat", "dog", "sat", "ran", "on", "a", "mat"], (lines, 12))
             (data / f"{part}.txt").write_text("".join(" ".join(line) + "\n" for line in words))
+        return data
+
+    def test_budgets(self):
+        folder = Path(self.get_temp_dir()) / "budgets"
+        _, rows = self.run_study(folder, "budgets", "--networks", "MoE-1-Wide")
+        self.assertEqual([row["width"] for row in rows], ["8", "16", "32"])
+        ops = [int(row["ops_per_timestep"]) for row in rows]
+        self.assertEqual(ops, [ops[0], 4 * ops[0], 16 * ops[0]])
+        self.assertGreater((folder / "perplexity_by_ops.png").stat().st_size, 10_000)
+
+    def test_low_resource(self):
+        data, folder = self.write_text(), Path(self.get_temp_dir()) / "low_resource"
+        arguments = ["low_resource", "--corpus", data, "--words", "11", "--networks", "MoE-1-Wide", "MoE-4"]
+        variants = ["", "shared expert", "weight decay 0.1", "both dropouts"]
+        _, rows = self.run_study(folder, *arguments, "--fractions", "0.1", "--variants", *variants)
+        self.assertLen(rows, 2 + 3)
+        costs = {row["ops_per_timestep"] for row in rows if row["network"] == "MoE-4"}
+        self.assertLen(costs, 1)  # whatever is done against overfitting
+        self.assertEqual({row["fraction"] for row in rows}, {"0.1"})
+        self.assertGreater((folder / "low_resource.png").stat().st_size, 10_000)
+
+    def test_ablations_on_text(self):
+        data, folder = self.write_text(), Path(self.get_temp_dir()) / "ablations"
         variants = ["no noise", "strictly balanced", "no sigmoid"]
         arguments = ["--corpus", data, "--words", "11", "--networks", "MoE-4", "--variants", *variants]
         _, rows = self.run_study(folder, "ablations", *arguments)
         output, again = self.run_study(folder, "ablations", *arguments)
         self.assertEqual(output.count("done before"), 3)
         self.assertEqual(again, rows)
-        self.assertIn("| MoE-4 | strictly balanced | 0 |", output)
+        self.assertIn("| MoE-4 | strictly balanced | 16 | 1 | 0 |", output)
         self.assertCountEqual([row["variant"] for row in rows], variants)
         self.assertEqual({row["floor"] for row in rows}, {""})
         self.assertGreater((folder / "ablations.png").stat().st_size, 10_000)
 
     def test_wrong_arguments_are_explained(self):
         for arguments, message in (
+            (["low_resource"], "The generated language never ends. Pass low_resource a text"),
             (["family", "--facts", "1"], "fact_probability must be a number from 0 to under 1. Received"),
             (["balance", "--networks", "MoE-1-Wide"], "about mixtures of experts. Received: --networks with"),
             (["ablations", "--variants", "none"], "--variants must be some of ['as in the paper'"),
