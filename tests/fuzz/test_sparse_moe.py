@@ -19,6 +19,7 @@ ROUNDING = {"float32": 2e-6, "float64": 2e-6, "mixed_bfloat16": 2e-2, "mixed_flo
 # Zero, denormal, tiny, small, usual, large and huge.
 SCALES = [0.0, 1e-40, 1e-30, 1e-4, 1.0, 1e4, 1e30]
 
+KINDS = ("kernel", "bias")
 ODD = st.sampled_from([0, -1, 12, 2.0, "2", None, True, (2,), (1, 2, 3), [2, 2], float("nan"), np.int64(2)])
 
 
@@ -173,6 +174,11 @@ class Reference:
             y, y_size = self._expert(index[t, choice], self.x[t])
             output[t] += weights[t, choice] * y
             size[t] += weights[t, choice] * y_size
+        if self.layer.shared_expert_hidden:
+            for t in np.flatnonzero(self.mask):
+                y, y_size = self._shared_expert(self.x[t])
+                output[t] += y
+                size[t] += y_size
         return output, size
 
     def _without_dropped(self, index, weights):
@@ -186,13 +192,18 @@ class Reference:
         return np.where(kept.reshape(weights.shape), weights, 0.0)
 
     def _expert(self, i, x):
-        w1, w2 = (self.weights[f"experts/{name}_kernel"][i] for name in ("hidden", "output"))
-        b1, b2 = (
-            self.weights[f"experts/{n}_bias"][i] if self.layer.use_bias else np.zeros(w.shape[1])
-            for n, w in (("hidden", w1), ("output", w2))
-        )
-        hidden, hidden_size = x @ w1 + b1, np.abs(x) @ np.abs(w1) + np.abs(b1)
-        return np.maximum(hidden, 0) @ w2 + b2, hidden_size @ np.abs(w2) + np.abs(b2)
+        stacks = {name.split("/")[1]: w[i] for name, w in self.weights.items() if name.startswith("experts/")}
+        return feed_forward(x, *(stacks.get(f"{n}_{kind}", 0.0) for n in ("hidden", "output") for kind in KINDS))
+
+    def _shared_expert(self, x):
+        names = [f"shared_expert/{n}/{kind}" for n in ("hidden", "output") for kind in KINDS]
+        return feed_forward(x, *(self.weights.get(name, 0.0) for name in names))
+
+
+def feed_forward(x, w1, b1, w2, b2):
+    """What an expert makes of a token, and the size of what was added up for it."""
+    hidden, hidden_size = x @ w1 + b1, np.abs(x) @ np.abs(w1) + np.abs(b1)
+    return np.maximum(hidden, 0) @ w2 + b2, hidden_size @ np.abs(w2) + np.abs(b2)
 
 
 def fix_noise(gate, rng):
@@ -262,6 +273,8 @@ class SparseMoETest(TestCase):
         for number in (*losses, *(g for g in gradients if g is not None)):
             self.assertTrue(np.all(np.isfinite(tf.cast(number, tf.float64))))
 
+        if training and arguments["expert_dropout"]:
+            return  # what was dropped is known to nobody
         drawn.clear()
         routing = layer.route(inputs, mask=mask, training=training)
         counted = np.ones(tokens, bool) if mask is None else mask.ravel()
