@@ -20,6 +20,10 @@ class TextTest(BadInput):
     def sentences(self, batch_size=2, **arguments):
         return text.sentence_batches(self.text, self.vocabulary, batch_size, **arguments)
 
+    def packed(self, batch_size=2, steps=4, **arguments):
+        cache = text.cache_tokens(self.text, self.vocabulary, self.directory / "cache")
+        return text.packed_batches(cache, batch_size, steps, **arguments)
+
     def load(self, data):
         (self.directory / "tokens.txt").write_bytes(data)
         return text.Vocabulary.load(self.directory / "tokens.txt")
@@ -93,6 +97,16 @@ class TextTest(BadInput):
         ("boundaries_fraction", lambda t: t.sentences(boundaries=[4.5]), ValueError, r"boundaries\[0\]=4.5"),
         ("boundaries_falling", lambda t: t.sentences(boundaries=[8, 4]), ValueError, r"rising.*\[8, 4\]"),
         ("boundaries_number", lambda t: t.sentences(boundaries=4), TypeError, "'int'"),
+        ("packed_zero", lambda t: t.packed(0), ValueError, "batch_size=0"),
+        ("packed_steps", lambda t: t.packed(steps=2.5), ValueError, "steps=2.5"),
+        ("packed_most", lambda t: t.packed(sentences_per_row=0), ValueError, "sentences_per_row=0"),
+        ("packed_buffer", lambda t: t.packed(shuffle_buffer=-1), ValueError, "shuffle_buffer=-1"),
+        ("packed_seed", lambda t: t.packed(seed="a"), ValueError, "seed='a'"),
+        ("packed_shard", lambda t: t.packed(shard=(2, 2)), ValueError, r"number of processes.*shard=\(2, 2\)"),
+        ("packed_shard_number", lambda t: t.packed(shard=2), ValueError, "pair .*shard=2"),
+        ("packed_text", lambda t: text.packed_batches(t.text, 2, 4), TypeError, "cache=.*what cache_tokens returns"),
+        ("cache_words", lambda t: text.cache_tokens("a", t.vocabulary, t.directory), TypeError, "text='a'"),
+        ("cache_list", lambda t: text.cache_tokens(t.text, ["a"], t.directory), TypeError, r"vocabulary=\['a'\]"),
         ("length_of_a_row", lambda t: t.sentences(max_length=4.5), ValueError, "max_length=4.5"),
     )
     def test_calls(self, call, error, pattern):

@@ -249,7 +249,7 @@ class ResumeTest(TestCase):
         whole, rest = Interrupt(), Interrupt()
         model = self.model()
         self.fit(model, whole)
-        self.fit(self.model(), Resume(self.directory, delete_checkpoint=False), epochs=1)
+        self.fit(self.model(), Resume(self.directory, save_freq=4, delete_checkpoint=False), epochs=1)
         (self.directory / "notes.txt").write_text("not of Resume")
         (self.directory / "epoch-0-batch-1_parts").mkdir()  # of a process that was killed when it wrote
         ours = self.model()

@@ -4,7 +4,7 @@ from absl.testing import parameterized
 
 from tests.base import TestCase
 from tf_moe.analysis import count
-from tf_moe.layers import SparseMoE
+from tf_moe.layers import SampledSoftmax, SampledSoftmaxLoss, SparseMoE
 from tf_moe.models import PAPER
 
 # Tables 7 and 8 of the paper: parameters without embedding and softmax, and ops/timestep, both in millions.
@@ -66,6 +66,19 @@ class BuildTest(TestCase):
         self.assertEqual(model(self.rng.integers(0, 11, (2, 5))).shape, (2, 5, 11))
         self.assertEqual(PAPER["LSTM-2048-512"].scaled(64).build(11).get_layer("lstm_1").projection, 64)
         self.assertIsNone(PAPER["4xLSTM-512"].scaled(64).build(11).get_layer("lstm_4").projection)
+
+    def test_a_softmax_of_ones_own(self):
+        """The paper's is trained on a sample of the words."""
+        network = PAPER["LSTM-2048-512"].scaled(8)
+        model = network.build(50, SampledSoftmax(50, num_sampled=20, name="softmax"))
+        x, y = self.rng.integers(1, 50, (2, 2, 6))
+        self.assertEqual(model(x).shape, (2, 6, 50))
+        model.compile("adam", SampledSoftmaxLoss(reduction="mean_with_sample_weight"))
+        self.assertAllClose(model.train_on_batch(x, y), 3.9, atol=0.7)  # log 50
+        with self.assertRaisesRegex(ValueError, "softmax must make 50 logits.*Received: 'softmax', which makes 49"):
+            network.build(50, SampledSoftmax(49, name="softmax"))
+        with self.assertRaisesRegex(TypeError, "softmax must be a Layer.*Received: softmax=50"):
+            network.build(50, 50)
 
     def test_padding_is_masked_in_every_network(self):
         for name in ("MoE-4", "MoE-1-Deep", "4xLSTM-512", "LSTM-2048-512"):

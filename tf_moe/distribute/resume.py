@@ -51,7 +51,8 @@ class Resume(keras.callbacks.Callback):
     Args:
         directory: Where the checkpoints are, on storage that all processes share.
         save_freq: "epoch", the default, or a number of batches.
-        delete_checkpoint: Whether a finished training leaves nothing behind. Default True.
+        delete_checkpoint: Whether a finished training leaves nothing behind. Default True. Otherwise its end is saved,
+            whatever `save_freq`, and the same script goes on from there with more epochs.
         save_before_exit: Whether SIGTERM, with which machines are taken back, lets the running batch end and saves
             before it ends the process. Default False: it ends the process at once, and the last checkpoint counts. In
             one process only, and in its main thread.
@@ -120,7 +121,8 @@ class Resume(keras.callbacks.Callback):
         self._save_and_exit(self._epoch, seen, due)
 
     def on_epoch_end(self, epoch, logs=None):
-        self._save_and_exit(epoch + 1, 0, due=self.save_freq == "epoch")
+        is_kept = not self.delete_checkpoint and epoch + 1 == self.params["epochs"]
+        self._save_and_exit(epoch + 1, 0, due=self.save_freq == "epoch" or is_kept)
 
     def on_train_end(self, logs=None):
         self._signals.close()

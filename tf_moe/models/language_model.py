@@ -53,6 +53,7 @@ def residual_language_model(
     width: int = 512,
     dropout: float = 0.1,
     name: str = "language_model",
+    softmax: keras.layers.Layer | None = None,
 ) -> keras.Model:
     """Embedding, any layers, softmax, with the paper's dropout and residual connections: see `language_model`.
 
@@ -62,13 +63,16 @@ def residual_language_model(
         width: Width of the embedding and of all outputs. Default 512.
         dropout: Share of activations dropped. Default 0.1.
         name: Name of the model.
+        softmax: Layer that makes the logits, for large vocabularies `SampledSoftmax(vocabulary_size)`, to be trained
+            with `SampledSoftmaxLoss`. Default None: a dense layer.
 
     Returns:
         A functional model from ids `(batch, time)`, any batch and time, to float32 logits `(batch, time, V)`.
 
     Raises:
-        ValueError: If a size is no positive integer, `dropout` not in 0 to 1, or a layer does not keep the width.
-        TypeError: If `layers` is no list of layers.
+        ValueError: If a size is no positive integer, `dropout` not in 0 to 1, a layer does not keep the width, or
+            `softmax` makes other logits.
+        TypeError: If `layers` is no list of layers, or `softmax` no layer.
 
     Example:
 
@@ -79,13 +83,23 @@ def residual_language_model(
     vocabulary_size, width = checks.integer("vocabulary_size", vocabulary_size), checks.integer("width", width)
     checks.number("dropout", dropout, "a number from 0 to 1", lambda x: 0 <= x <= 1)
     check_layers("layers", layers)
+    if softmax is not None:
+        hint = "Pass a layer such as SampledSoftmax(vocabulary_size), or None."
+        checks.instance("softmax", softmax, keras.layers.Layer, hint)
     ids = keras.Input((None,), dtype="int32", name="ids")
     x = keras.layers.Embedding(vocabulary_size, width, mask_zero=True, name="embedding")(ids)
     x = keras.layers.Dropout(dropout)(x)
     for layer in layers:
         x = keras.layers.Add()([x, keras.layers.Dropout(dropout)(layer(x))])
-    # Logits in float32 under any dtype policy: a softmax over a vocabulary does not do with bfloat16.
-    logits = keras.layers.Dense(vocabulary_size, dtype="float32", name="softmax")(x)
+    if softmax is None:
+        # Logits in float32 under any dtype policy: a softmax over a vocabulary does not do with bfloat16.
+        softmax = keras.layers.Dense(vocabulary_size, dtype="float32", name="softmax")
+    logits = softmax(x)
+    if logits.shape[-1] != vocabulary_size:
+        raise ValueError(
+            f"softmax must make {vocabulary_size} logits, one for each token. Received: {softmax.name!r}, which makes "
+            f"{logits.shape[-1]}."
+        )
     return keras.Model(ids, logits, name=name)
 
 

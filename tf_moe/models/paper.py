@@ -142,23 +142,26 @@ class PaperNetwork:
         expert.supports_masking = True  # its layers do, but a Sequential says no of itself
         return [expert]
 
-    def build(self, vocabulary_size: int, **arguments) -> keras.Model:
+    def build(self, vocabulary_size: int, softmax: keras.layers.Layer | None = None, **arguments) -> keras.Model:
         """A new model from ids `(batch, time)` to logits `(batch, time, vocabulary_size)`; id 0 is padding.
 
         Args:
             vocabulary_size: Number of ids.
+            softmax: Layer that makes the logits; the paper's is `SampledSoftmax(vocabulary_size)`, to be trained with
+                `SampledSoftmaxLoss`. Default None: a dense layer.
             **arguments: Of `SparseMoE`, to change the mixture: `gate`, `importance_weight`, `seed` and so on.
 
         Raises:
             ValueError: If `vocabulary_size` is no positive integer, or an argument of the mixture is out of range, or
-                there is none.
+                there is none, or `softmax` makes other logits.
+            TypeError: If `softmax` is no layer.
         """
         first, *others = (
             LSTM(units, None if units == self.width else self.width, return_sequences=True, name=f"lstm_{n}")
             for n, units in enumerate(self.lstm_units, 1)
         )
         layers = [first, *self.middle(**arguments), *others]
-        return residual_language_model(vocabulary_size, layers, self.width, self.dropout, name=self.name)
+        return residual_language_model(vocabulary_size, layers, self.width, self.dropout, self.name, softmax)
 
 
 def _mixture(name: str, num_experts: int | tuple[int, int], **sizes) -> PaperNetwork:

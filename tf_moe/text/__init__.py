@@ -9,8 +9,10 @@ Example:
 from tf_moe.text.contiguous import contiguous_batches
 from tf_moe.text.corpus import Corpus
 from tf_moe.text.facts import FactLanguage
+from tf_moe.text.packed import packed_batches
 from tf_moe.text.sentences import sentence_batches
 from tf_moe.text.text import Text
+from tf_moe.text.token_cache import TokenCache, cache_tokens
 from tf_moe.text.tokenizer import Tokenizer
 from tf_moe.text.vocabulary import Vocabulary, build_vocabulary
 
@@ -18,9 +20,12 @@ __all__ = [
     "Corpus",
     "FactLanguage",
     "Text",
+    "TokenCache",
     "Tokenizer",
     "Vocabulary",
     "build_vocabulary",
+    "cache_tokens",
     "contiguous_batches",
+    "packed_batches",
     "sentence_batches",
 ]

@@ -1,4 +1,4 @@
-"""What both kinds of batches share: lines to ids, inputs one token behind targets, padding and weights."""
+"""What all kinds of batches share: lines to ids, inputs one token behind targets, padding and weights."""
 
 import tensorflow as tf
 
@@ -25,6 +25,16 @@ def next_token_pairs(lines: tf.RaggedTensor) -> tf.Tensor:
     targets = lines.flat_values
     inputs = tf.concat([[Vocabulary.END], targets], axis=0)[:-1]
     return tf.stack([inputs, targets], axis=-1)
+
+
+def sentence_pieces(lines: tf.RaggedTensor, max_length: int | None) -> tf.RaggedTensor:
+    """Pairs of input and target [rows, None, 2] of encoded lines, at most `max_length` in a row."""
+    lines = tf.ragged.boolean_mask(lines, lines.row_lengths() > 1)  # a blank line has its </s> only
+    splits = lines.row_splits
+    if max_length is not None:
+        starts = tf.ragged.range(splits[:-1], splits[1:], max_length).flat_values
+        splits = tf.concat([starts, splits[-1:]], axis=0)
+    return tf.RaggedTensor.from_row_splits(next_token_pairs(lines), splits)
 
 
 def weighted(batches: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.text.pipeline import encoded_lines, next_token_pairs, weighted
+from tf_moe.text.pipeline import encoded_lines, sentence_pieces, weighted
 from tf_moe.text.text import Text
 from tf_moe.text.vocabulary import Vocabulary
 
@@ -61,7 +61,7 @@ def sentence_batches(
     if not boundaries or boundaries != sorted({*boundaries}):
         raise ValueError(f"boundaries must be rising and at least 1. Received: boundaries={boundaries}")
 
-    blocks = encoded_lines(text, vocabulary).map(lambda lines: _rows(lines, max_length))
+    blocks = encoded_lines(text, vocabulary).map(lambda lines: sentence_pieces(lines, max_length))
     # tf.identity makes a tensor of a ragged tensor's one row, which could not be padded.
     rows = blocks.unbatch().map(tf.identity)
     if shuffle_buffer:
@@ -72,13 +72,3 @@ def sentence_batches(
         bucket_batch_sizes=[batch_size] * (len(boundaries) + 1),
     )
     return weighted(batches, batch_size)
-
-
-def _rows(lines: tf.RaggedTensor, max_length: int | None) -> tf.RaggedTensor:
-    """Pairs of input and target [rows, None, 2] of encoded lines, at most `max_length` in a row."""
-    lines = tf.ragged.boolean_mask(lines, lines.row_lengths() > 1)  # a blank line has its </s> only
-    splits = lines.row_splits
-    if max_length is not None:
-        starts = tf.ragged.range(splits[:-1], splits[1:], max_length).flat_values
-        splits = tf.concat([starts, splits[-1:]], axis=0)
-    return tf.RaggedTensor.from_row_splits(next_token_pairs(lines), splits)

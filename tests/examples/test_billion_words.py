@@ -1,0 +1,70 @@
+"""The example as a user runs it, started twice: on one device, and then on two from where the first came to."""
+
+import csv
+import os
+import pathlib
+import subprocess
+import sys
+
+from tests.base import TestCase
+
+EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "billion_words.py"
+
+
+class BillionWordsTest(TestCase):
+    def run_example(self, *arguments):
+        # Without what other tests, or the launcher, may have left in the environment.
+        environment = {k: v for k, v in os.environ.items() if k not in ("TF_CONFIG", "TF_MOE_DEVICES_PER_PROCESS")}
+        command = [sys.executable, EXAMPLE, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    def text(self, folder):
+        """Named as the One Billion Word benchmark has them."""
+        training, heldout = folder / "training", folder / "heldout"
+        for path in (training, heldout):
+            path.mkdir(parents=True)
+        names = [*(training / f"news.en-0000{n}-of-00100" for n in (1, 2, 3))]
+        for path in [*names, *(heldout / f"news.en.heldout-0000{n}-of-00050" for n in (0, 1))]:
+            words = self.rng.choice(["the", "cat", "dog", "sat", "ran", "on", "a", "mat"], (40, 5))
+            path.write_text("".join(" ".join(line) + "\n" for line in words))
+        return folder
+
+    def test_smoke(self):
+        folder = pathlib.Path(self.get_temp_dir(), self._testMethodName)
+        data, cache, output = self.text(folder / "data"), folder / "cache", folder / "output"
+        always = ("--data", data, "--cache", cache, "--output", output, "--network", "MoE-4", "--vocabulary", 11)
+        first = self.run_example(*always, "--smoke", "--epochs", 1)
+        self.assertEqual(first.returncode, 0, first.stderr)
+        for line in (
+            "counting words",
+            "train: 0 of 3 shards",
+            "train: 3 of 3 shards",
+            # 3 x 40 sentences of 6 tokens, of which one has room in a row of 8.
+            "on 1 device(s); 720 tokens, 1 x 11 steps of 8 rows of 8, 25.0% padding",
+            "epoch 1: loss",
+        ):
+            self.assertIn(line, first.stdout)
+        shards = {file: file.stat().st_mtime_ns for file in cache.rglob("*.tfrecord")}
+        self.assertLen(shards, 5)
+
+        second = self.run_example(*always, "--smoke", "--epochs", 2, "--devices", 2)
+        self.assertEqual(second.returncode, 0, second.stderr)
+        self.assertNotIn("counting words", second.stdout)
+        self.assertNotIn("train: 0 of 3 shards", second.stdout)
+        self.assertEqual({file: file.stat().st_mtime_ns for file in cache.rglob("*.tfrecord")}, shards)
+        self.assertIn("on 2 device(s); 720 tokens, 2 x 11 steps", second.stdout)
+        self.assertNotIn("epoch 1:", second.stdout)
+        self.assertIn("epoch 2: loss", second.stdout)
+        self.assertGreater((output / "MoE-4.keras").stat().st_size, 0)
+        with (output / "table.csv").open(newline="") as lines:
+            rows = [*csv.DictReader(lines)]
+        self.assertEqual([(row["devices"], row["steps"]) for row in rows], [("1", "11"), ("2", "22")])
+        perplexities = [float(row["test perplexity"]) for row in rows]
+        # Eight words, all as likely, and an end after five, of eleven ids.
+        self.assertBetween(perplexities[1], 5, perplexities[0])
+        self.assertLess(perplexities[0], 10.5)
+
+        third = self.run_example(*always[:-1], 10)
+        self.assertEqual(third.returncode, 1)
+        self.assertIn("vocabulary.txt' has 11 words. Received: --vocabulary 10.", third.stderr)
+        self.assertNotIn("Traceback", third.stderr)
