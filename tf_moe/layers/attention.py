@@ -90,23 +90,26 @@ class Attention(keras.layers.Layer):
 
     def keys(self, source: tf.Tensor) -> tf.Tensor:
         """What the scores need of a source `(B, S, Dx)`, whatever the queries: `(B, S, n)`."""
-        keys = tf.einsum("bsd,dn->bsn", tf.cast(source, self.compute_dtype), tf.convert_to_tensor(self.source_kernel))
+        keys = tf.einsum("bsd,dn->bsn", self._cast(source), self._cast(self.source_kernel))
         return tf.tanh(keys) if self.score == "product" else keys
 
     def attend(
         self, queries: tf.Tensor, keys: tf.Tensor, source: tf.Tensor, source_mask: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The context `(B, T, Dx)` and the weights `(B, T, S)` for queries `(B, T, Dy)` and the keys of a source."""
-        q = tf.einsum("btd,dn->btn", tf.cast(queries, self.compute_dtype), tf.convert_to_tensor(self.query_kernel))
-        scale = tf.convert_to_tensor(self.scale)
+        q = tf.einsum("btd,dn->btn", self._cast(queries), self._cast(self.query_kernel))
+        scale = self._cast(self.scale)
         if self.score == "product":
             scores = tf.einsum("btn,bsn->bts", scale * tf.tanh(q), keys)
         else:
             pairs = tf.tanh(tf.expand_dims(q, 2) + tf.expand_dims(keys, 1))
             scores = tf.reduce_sum(scale * pairs, -1)
         weights = masked_softmax(scores, None if source_mask is None else tf.expand_dims(source_mask, 1))
-        source = tf.cast(source, self.compute_dtype)
-        return tf.einsum("bts,bsd->btd", tf.cast(weights, source.dtype), source), weights
+        return tf.einsum("bts,bsd->btd", self._cast(weights), self._cast(source)), weights
+
+    def _cast(self, x):
+        """In the compute dtype, weights too: Keras casts them where a layer is called, and nowhere else."""
+        return tf.cast(tf.convert_to_tensor(x), self.compute_dtype)
 
     def compute_output_shape(self, queries_shape, source_shape):
         return (*queries_shape[:-1], source_shape[-1])

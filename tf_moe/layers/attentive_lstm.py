@@ -48,7 +48,8 @@ class AttentiveLSTM(keras.layers.Layer):
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
-        ValueError: If a size is no positive integer, or `score` unknown.
+        ValueError: If a size is no positive integer, `score` unknown, or when called: an input that is not floating point
+            of rank 3, or has no step, or a mask that does not fit.
 
     Call arguments:
         inputs: `(B, T, D)`, T at least 1.
@@ -84,14 +85,18 @@ class AttentiveLSTM(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, inputs_shape, source_shape):
+        if len(inputs_shape) != 3 or not inputs_shape[-1]:
+            raise ValueError(f"inputs must be (batch, time, width) of a static width. Received: shape {inputs_shape}.")
         self.source_width = source_shape[-1]
-        self.cell.build((None, inputs_shape[-1] + self.source_width))
         self.attention.build((None, None, self.cell.output_size), source_shape)
+        self.cell.build((None, inputs_shape[-1] + self.source_width))
 
     def call(self, inputs, source, inputs_mask=None, source_mask=None):
         cell, attention = self.cell, self.attention
         for x in (inputs, source):
             checks.floating("AttentiveLSTM", x)
+        if inputs.shape[1] == 0:
+            raise ValueError(f"inputs must have a step at least. Received: inputs of shape {tuple(inputs.shape)}.")
         buffers = buffers_for(cell.recurrent_kernel._value)
         inputs, source = tf.cast(inputs, self.compute_dtype), tf.cast(source, self.compute_dtype)
         mask = None if inputs_mask is None else tf.transpose(checks.mask(inputs_mask, inputs))

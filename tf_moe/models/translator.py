@@ -51,8 +51,10 @@ class Translator(keras.Model):
     of the units of both. The attention is queried with the output of the first decoder LSTM; what it reads is joined to
     that LSTM's input of the next step, and to the inputs of the LSTMs above at the same step. The encoder goes through
     its mixture with all steps at once, and so does the decoder in training; in `translate` the decoder goes step by
-    step. Source and target share word pieces and their embedding. Id 0 is padding, and masked in both: the model's
-    output has the target's mask, which Keras's losses and weighted metrics honour.
+    step. Source and target share word pieces and their embedding.
+
+    Id 0 is padding, and masked in source and target; so is `end` in the target, after which nothing is to be learned.
+    The output has the target's mask, which Keras's losses and weighted metrics honour.
 
     Args:
         vocabulary_size: Number of ids V of the shared vocabulary.
@@ -82,7 +84,8 @@ class Translator(keras.Model):
 
     Call arguments:
         inputs: Source ids `(B, S)` and target ids `(B, T)`. Target ids begin with `start`; what is to be learned is the
-            same without it, and with `end` after the last.
+            same without it, and with `end` after the last. They may be longer by an `end` where others of the batch
+            are: from there on they are masked.
         training: Whether there are dropout, noise and balance losses.
 
     Returns:
@@ -130,6 +133,8 @@ class Translator(keras.Model):
         decoder_layers = checks.integer("decoder_layers", decoder_layers, least=2)
         self.start, self.end = checks.integer("start", start), checks.integer("end", end)
         checks.number("dropout", dropout, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+        if moe is not None and not isinstance(moe, dict):
+            raise ValueError(f"moe must be a dict of arguments of SparseMoE, or None. Received: moe={moe!r}.")
         if not isinstance(gate, str):
             raise ValueError(f"gate must be a name, of which each mixture makes a gate. Received: gate={gate!r}.")
         self._config = {
@@ -204,7 +209,7 @@ class Translator(keras.Model):
     def call(self, inputs, training=False):
         source_ids, target_ids = _checked(inputs)
         encoded = self.encode(source_ids, training)
-        mask = keras.ops.not_equal(target_ids, 0)
+        mask = self._target_mask(target_ids)
         x = self.dropout(self.embedding(target_ids), training=training)
         y, context = self.decoder_first(x, encoded.memory, inputs_mask=mask, source_mask=encoded.mask)
         x += self.dropout(y, training=training)
@@ -313,7 +318,13 @@ class Translator(keras.Model):
         return beam_search(step, state, batch, start=self.start, end=self.end, source_mask=encoded.mask, **options)
 
     def compute_mask(self, inputs, mask=None):
-        return keras.ops.not_equal(inputs[1], 0)
+        return self._target_mask(inputs[1])
+
+    def _target_mask(self, ids):
+        """Where something follows: not after padding, and not after the end, with which a text may also begin."""
+        first = keras.ops.equal(keras.ops.cumsum(keras.ops.ones_like(ids), axis=1), 1)
+        goes_on = keras.ops.logical_or(first, keras.ops.not_equal(ids, self.end))
+        return keras.ops.logical_and(goes_on, keras.ops.not_equal(ids, 0))
 
     def get_config(self):
         return {**super().get_config(), **self._config}
