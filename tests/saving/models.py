@@ -82,7 +82,21 @@ def language_model() -> keras.Model:
     return model
 
 
-MODELS = {f.__name__: f for f in (gates, experts, policies, policies_hierarchical, sampled_softmax, language_model)}
+def translator() -> keras.Model:
+    """The translation model, from and to the same ids; another gate and another attention than its own."""
+    sizes = {"width": WIDTH, "lstm_units": 12, "encoder_layers": 2, "expert_hidden": 6, "dropout": 0.1}
+    arguments = {"num_experts": 4, "k": 2, "gate": "noisy_top_k", "attention": "additive"}
+    translator = tf_moe.models.Translator(VOCABULARY, **sizes, **arguments, moe={"capacity_factor": 2.0})
+    ids = keras.Input((None,), dtype="int32")
+    model = keras.Model(ids, translator((ids, ids)))
+    model.compile(keras.optimizers.Adam(0.1), tf_moe.models.SmoothedCrossentropy(0.1))
+    return model
+
+
+MODELS = {
+    f.__name__: f
+    for f in (gates, experts, policies, policies_hierarchical, sampled_softmax, language_model, translator)
+}
 
 
 def inputs_and_targets(model: keras.Model, rng: np.random.Generator):

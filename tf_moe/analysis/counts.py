@@ -6,7 +6,7 @@ from typing import NamedTuple
 import keras
 
 from tf_moe import checks
-from tf_moe.layers import SparseMoE
+from tf_moe.layers import AttentiveLSTM, SparseMoE
 
 
 class Counts(NamedTuple):
@@ -57,11 +57,11 @@ def leaves(model: keras.Model) -> list[keras.layers.Layer]:
 def _count_layer(layer: keras.layers.Layer) -> Counts:
     if isinstance(layer, SparseMoE):
         return _count_moe(layer)
-    if isinstance(layer, (keras.layers.Dense, keras.layers.LSTM)):
+    if isinstance(layer, (keras.layers.Dense, keras.layers.LSTM, AttentiveLSTM)):
         size = _size_of_matrices(layer)  # each is used once a time step
         return Counts(size, size)
     raise ValueError(
-        "Only Embedding, Dense, LSTM and SparseMoE layers with weights can be counted. "
+        "Only Embedding, Dense, LSTM, AttentiveLSTM and SparseMoE layers with weights can be counted. "
         f"Received: {layer.name!r} of type {type(layer).__name__}."
     )
 

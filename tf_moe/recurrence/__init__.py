@@ -3,5 +3,6 @@
 from tf_moe.recurrence.buffers import buffers_for
 from tf_moe.recurrence.gates import gates_for
 from tf_moe.recurrence.scan import lstm_scan
+from tf_moe.recurrence.steps import scan_steps
 
-__all__ = ["buffers_for", "gates_for", "lstm_scan"]
+__all__ = ["buffers_for", "gates_for", "lstm_scan", "scan_steps"]

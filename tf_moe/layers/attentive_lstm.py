@@ -1,0 +1,192 @@
+"""The LSTM that feeds an attention and reads it: the first layer of a translation decoder."""
+
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tf_moe import checks
+from tf_moe.layers.attention import Attention, masked_softmax
+from tf_moe.layers.lstm_cell import LSTMCell
+from tf_moe.recurrence.buffers import buffers_for
+from tf_moe.recurrence.gates import gates_for
+from tf_moe.recurrence.steps import scan_steps
+
+
+class AttentiveState(NamedTuple):
+    """What one step leaves for the next.
+
+    Attributes:
+        h: `(N, P)`, the output.
+        c: `(N, units)`, the cell state.
+        context: `(N, M)`, what the attention read.
+    """
+
+    h: tf.Tensor
+    c: tf.Tensor
+    context: tf.Tensor
+
+
+@keras.saving.register_keras_serializable(package="tf_moe")
+class AttentiveLSTM(keras.layers.Layer):
+    """An LSTM whose output is the query of an attention, and whose input is joined with what that read a step before.
+
+    ```
+    h_t, c_t  = LSTM([x_t, context_{t-1}], h_{t-1}, c_{t-1})
+    context_t = Attention(h_t, source)
+    ```
+
+    The attention waits for the LSTM and the LSTM for the attention, so both are one loop over time, with products that
+    wait for neither outside of it.
+
+    Args:
+        units: Width of the cell state.
+        projection: Width P of the output and of the recurrent state, or None (default) for `units`; see
+            `tf_moe.layers.LSTM`.
+        attention_units: Width of the attention's hidden layer. None (default): that of the output.
+        score: "product" or "additive", see `tf_moe.layers.Attention`. Default "product".
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: If a size is no positive integer, `score` unknown, or when called: an input that is not floating point
+            of rank 3, or has no step, or a mask that does not fit.
+
+    Call arguments:
+        inputs: `(B, T, D)`, T at least 1.
+        source: `(B, S, M)`.
+        inputs_mask: Optional bool `(B, T)`; a False step leaves the state as it was, and its output is that of the step
+            before. By default the inputs' Keras mask.
+        source_mask: Optional bool `(B, S)`; where False, nothing is read. By default the source's Keras mask.
+
+    Returns:
+        Outputs `(B, T, P)` and contexts `(B, T, M)`.
+
+    Example:
+
+    >>> layer = AttentiveLSTM(2048, projection=512)
+    >>> outputs, contexts = layer(tf.zeros([2, 5, 512]), tf.zeros([2, 7, 512]))
+
+    Reference: appendix E of Shazeer et al. (2017); Wu et al. (2016), section 3; Bahdanau et al. (2015).
+    """
+
+    def __init__(
+        self,
+        units: int,
+        projection: int | None = None,
+        attention_units: int | None = None,
+        score: str = "product",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.cell = LSTMCell(units, projection, name="lstm_cell", dtype=self.dtype_policy)
+        width = self.cell.output_size if attention_units is None else attention_units
+        self.attention = Attention(width, score, name="attention", dtype=self.dtype_policy)
+        self.attention_units = attention_units
+        self.supports_masking = True
+
+    def build(self, inputs_shape, source_shape):
+        if len(inputs_shape) != 3 or not inputs_shape[-1]:
+            raise ValueError(f"inputs must be (batch, time, width) of a static width. Received: shape {inputs_shape}.")
+        self.source_width = source_shape[-1]
+        self.attention.build((None, None, self.cell.output_size), source_shape)
+        self.cell.build((None, inputs_shape[-1] + self.source_width))
+
+    def call(self, inputs, source, inputs_mask=None, source_mask=None):
+        cell, attention = self.cell, self.attention
+        for x in (inputs, source):
+            checks.floating("AttentiveLSTM", x)
+        if inputs.shape[1] == 0:
+            raise ValueError(f"inputs must have a step at least. Received: inputs of shape {tuple(inputs.shape)}.")
+        buffers = buffers_for(cell.recurrent_kernel._value)
+        inputs, source = tf.cast(inputs, self.compute_dtype), tf.cast(source, self.compute_dtype)
+        mask = None if inputs_mask is None else tf.transpose(checks.mask(inputs_mask, inputs))
+        source_mask = None if source_mask is None else checks.mask(source_mask, source)
+
+        kernel, width = tf.convert_to_tensor(cell.kernel), inputs.shape[-1]
+        z = buffers.product(tf.transpose(inputs, [1, 0, 2]), kernel[:width])
+        z = tf.nn.bias_add(z, tf.convert_to_tensor(cell.bias))
+        keys = attention.keys(source)
+        matrices = {
+            "recurrent": tf.concat([tf.convert_to_tensor(cell.recurrent_kernel), kernel[width:]], 0),
+            "query": tf.convert_to_tensor(attention.query_kernel),
+            "source": source,
+        }
+        if cell.projection is not None:
+            matrices["projection"] = tf.convert_to_tensor(cell.projection_kernel)
+        shared = [tf.convert_to_tensor(attention.scale)]
+        if attention.score == "product":
+            matrices["keys"] = tf.transpose(keys, [0, 2, 1])
+        else:
+            shared.append(keys)
+        number = {name: n for n, name in enumerate(matrices)}
+        gates = gates_for(cell.activation, cell.recurrent_activation)
+
+        def step(inputs, state, shared, product):
+            h, c, context = state
+            h, c, _ = gates.forward(inputs[0] + product(number["recurrent"], tf.concat([h, context], -1)), c)
+            if cell.projection is not None:
+                h = product(number["projection"], h)
+            q, scale = product(number["query"], h), shared[0]
+            if attention.score == "product":
+                scores = product(number["keys"], scale * tf.tanh(q))
+            else:
+                scores = tf.reduce_sum(scale * tf.tanh(tf.expand_dims(q, 1) + shared[1]), -1)
+            weights = masked_softmax(scores, source_mask)
+            return h, c, product(number["source"], tf.cast(weights, source.dtype))
+
+        first = _rows_of_zeros(tf.gather(z, 0), [*cell.state_size, source.shape[-1]])
+        hs, _, contexts = scan_steps(step, [z], first, [*matrices.values()], shared, mask=mask, buffers=buffers)
+        return tf.transpose(hs, [1, 0, 2]), tf.transpose(contexts, [1, 0, 2])
+
+    def initial_state(self, rows: int | tf.Tensor) -> AttentiveState:
+        """The state before the first step: zeros."""
+        sizes = *self.cell.state_size, self.source_width
+        return AttentiveState(*(tf.zeros([rows, size], self.compute_dtype) for size in sizes))
+
+    def step(
+        self,
+        inputs: tf.Tensor,
+        state: AttentiveState,
+        keys: tf.Tensor,
+        source: tf.Tensor,
+        source_mask: tf.Tensor | None = None,
+    ) -> tuple[AttentiveState, tf.Tensor]:
+        """One step, as the loop has it.
+
+        Args:
+            inputs: `(N, D)`; N is B, or several times B where as many rows on end belong to each source.
+            state: The state after the step before.
+            keys: `(B, S, n)`, what `attention.keys(source)` returned.
+            source: `(B, S, M)`.
+            source_mask: Optional bool `(B, S)`.
+
+        Returns:
+            The new state, and the weights of the source's positions, float32 `(N, S)`.
+        """
+        h, (_, c) = self.cell(tf.concat([inputs, state.context], -1), [state.h, state.c])
+        queries = tf.reshape(h, [tf.shape(keys)[0], -1, h.shape[-1]])
+        context, weights = self.attention.attend(queries, keys, source, source_mask)
+        context = tf.reshape(context, tf.shape(state.context))
+        return AttentiveState(h, c, context), tf.reshape(weights, [-1, tf.shape(weights)[-1]])
+
+    def compute_mask(self, inputs, mask=None):
+        return mask, mask
+
+    def compute_output_shape(self, inputs_shape, source_shape):
+        times = inputs_shape[:-1]
+        return (*times, self.cell.output_size), (*times, source_shape[-1])
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "units": self.cell.units,
+            "projection": self.cell.projection,
+            "attention_units": self.attention_units,
+            "score": self.attention.score,
+        }
+
+
+def _rows_of_zeros(like, sizes):
+    """Zeros (B, size) for each size, of the batch of `like` (B, ...), and on a mesh split as it is."""
+    column = tf.reduce_sum(tf.zeros_like(like), -1, keepdims=True)
+    return [column + tf.zeros([size], like.dtype) for size in sizes]

@@ -1,0 +1,56 @@
+"""Cross-entropy of integer targets with label smoothing."""
+
+import keras
+import tensorflow as tf
+
+from tf_moe import checks
+
+
+@keras.saving.register_keras_serializable(package="tf_moe")
+class SmoothedCrossentropy(keras.losses.Loss):
+    """Cross-entropy between logits and integer targets of which a share is spread evenly over all words.
+
+    `(1 - s) * -log p(y) + s * mean_v -log p(v)`: what keras.losses.CategoricalCrossentropy(label_smoothing=s) gives for
+    one-hot targets, without making them, which take as much memory as the logits. Computed in float32. As any loss of
+    Keras's it leaves out what is masked in the model's output, and takes sample weights.
+
+    Args:
+        label_smoothing: The share s, 0 to 1. Default 0.1, that of Vaswani et al. (2017).
+        name: Default "smoothed_crossentropy".
+        **kwargs: Arguments of `keras.losses.Loss`.
+
+    Call arguments:
+        y_true: Integers `(...)`.
+        y_pred: Logits `(..., V)`.
+
+    Raises:
+        ValueError: If `label_smoothing` is no number from 0 to 1, or targets have another shape.
+
+    Example:
+
+    >>> loss = tf_moe.models.SmoothedCrossentropy(0.1)
+    >>> round(float(loss([[1]], [[[0.0, 0.0]]])), 3)
+    0.693
+
+    Reference: Szegedy et al. (2016), Rethinking the Inception architecture, section 7.
+    """
+
+    def __init__(self, label_smoothing: float = 0.1, name: str = "smoothed_crossentropy", **kwargs):
+        super().__init__(name=name, **{"dtype": "float32", **kwargs})
+        self.label_smoothing = checks.number("label_smoothing", label_smoothing, "from 0 to 1", lambda x: 0 <= x <= 1)
+
+    def call(self, y_true, y_pred):
+        if not y_true.shape.is_compatible_with(y_pred.shape[:-1]):
+            raise ValueError(
+                "Targets must be integers of the predictions' shape without its last dimension. "
+                f"Received: targets {y_true.shape}, predictions {y_pred.shape}. Pass words' numbers, not one-hot rows."
+            )
+        loss = keras.losses.sparse_categorical_crossentropy(tf.cast(y_true, tf.int32), y_pred, from_logits=True)
+        if not self.label_smoothing:
+            return loss
+        # The mean over v of -log p(v), p = softmax(logits).
+        even = tf.reduce_logsumexp(y_pred, -1) - tf.reduce_mean(y_pred, -1)
+        return (1 - self.label_smoothing) * loss + self.label_smoothing * even
+
+    def get_config(self):
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
