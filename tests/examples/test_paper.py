@@ -93,7 +93,7 @@ class PaperTest(TestCase):
             (["low_resource"], "The generated language never ends. Pass low_resource a text"),
             (["family", "--facts", "1"], "fact_probability must be a number from 0 to under 1. Received"),
             (["balance", "--networks", "MoE-1-Wide"], "about mixtures of experts. Received: --networks with"),
-            (["ablations", "--variants", "none"], "--variants must be some of ['as in the paper'"),
+            (["ablations", "--variants", "none"], "--variants must be some of ['', 'as in the paper'"),
         ):
             command = [sys.executable, PAPER, *arguments, "--output", self.get_temp_dir()]
             run = subprocess.run(command, capture_output=True, text=True, check=False)
