@@ -48,8 +48,8 @@ class AttentiveLSTM(keras.layers.Layer):
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
-        ValueError: If a size is no positive integer, `score` unknown, or when called: an input that is not floating point
-            of rank 3, or has no step, or a mask that does not fit.
+        ValueError: If a size is no positive integer, `score` unknown, or when called: an input that is not floating
+            point of rank 3, or has no step, or a mask that does not fit.
 
     Call arguments:
         inputs: `(B, T, D)`, T at least 1.
