@@ -20,9 +20,9 @@ from tf_moe.models import PAPER
 DENSE, FLAT, HIERARCHICAL = "dense", "flat mixture, k = 4", "hierarchical mixture, k = 2 x 2"
 COLUMN, LINE = 40, 15  # pixels: how far apart points are labelled together, and the height of a label
 STYLES = {
-    DENSE: {"color": "#9e9ac8", "marker": "s"},
-    FLAT: {"color": "#08306b", "marker": "o"},
-    HIERARCHICAL: {"color": "#d94801", "marker": "^"},
+    DENSE: {"color": "#9e9ac8", "marker": "s", "markersize": 5},
+    FLAT: {"color": "#08306b", "marker": "o", "markersize": 8},
+    HIERARCHICAL: {"color": "#d94801", "marker": "^", "markersize": 8},
 }
 
 
@@ -73,13 +73,13 @@ def draw_perplexity(
             [(point.mean - min(point.perplexities), max(point.perplexities) - point.mean) for point in group]
         )
         line = "--" if kind in joined else ""
-        axes.errorbar(x, mean, spread.T, capsize=4, linestyle=line, markersize=8, label=kind, **style)
+        axes.errorbar(x, mean, spread.T, capsize=4, linestyle=line, label=kind, **style)
     if floors:
         axes.axhline(floors[0], color="black", linestyle=":", label=f"floor, {floors[0]:.2f}")
     xlabel = {"experts": "experts (dense networks: 1)", "ops": "multiply-adds a time step"}[axis]
     ylabel = f"test perplexity ({describe_seeds(len(point.perplexities) for point in found)})"
     axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel, title=title)
-    axes.margins(x=0.3, y=0.12)
+    axes.margins(x=0.4, y=0.12)  # room for names on both sides
     axes.grid(alpha=0.3, which="both")
     for which in (axes.xaxis, axes.yaxis):
         which.set_major_formatter("{x:,g}")
