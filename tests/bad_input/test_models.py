@@ -66,7 +66,7 @@ class AnalysisTest(BadInput):
             ValueError,
             "'mine', which is not",
         ),
-        ("usage_without", lambda: analysis.measure_usage(dense_model(), []), ValueError, "no SparseMoE.*<Dense"),
+        ("usage_without", lambda: analysis.measure_usage(dense_model(), []), ValueError, "No SparseMoE.*<Dense"),
         ("usage_number", lambda: analysis.measure_usage(moe_model(), 3), TypeError, "'int'"),
         ("usage_width", lambda: analysis.measure_usage(moe_model(), [zeros(2, 5)]), ValueError, r"\(2, 5\)"),
         ("experts_zero", lambda: cost(0), ValueError, "num_experts=0"),

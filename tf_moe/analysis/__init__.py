@@ -3,6 +3,19 @@
 from tf_moe.analysis.counts import Counts, count
 from tf_moe.analysis.dead_experts import DeadExperts
 from tf_moe.analysis.memory import Memory, training_memory
+from tf_moe.analysis.page import write_top_inputs
+from tf_moe.analysis.top_inputs import TopInput, top_inputs
 from tf_moe.analysis.usage import Usage, measure_usage
 
-__all__ = ["Counts", "DeadExperts", "Memory", "Usage", "count", "measure_usage", "training_memory"]
+__all__ = [
+    "Counts",
+    "DeadExperts",
+    "Memory",
+    "TopInput",
+    "Usage",
+    "count",
+    "measure_usage",
+    "top_inputs",
+    "training_memory",
+    "write_top_inputs",
+]

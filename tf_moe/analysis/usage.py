@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.layers import SparseMoE
+from tf_moe.layers import record_routings
 from tf_moe.losses import cv_squared
 
 
@@ -16,8 +16,8 @@ class Usage(NamedTuple):
     """How often and how strongly the experts of one layer were used.
 
     Attributes:
-        load: Float `(E,)`, number of positions sent to each expert.
-        importance: Float `(E,)`, sum of its gate values.
+        load: Float32 `(E,)`, number of positions sent to each expert.
+        importance: Float32 `(E,)`, sum of its gate values.
     """
 
     load: np.ndarray
@@ -43,35 +43,42 @@ def measure_usage(model: keras.Model, batches: Iterable) -> dict[str, Usage]:
     """Load and importance of the experts of every SparseMoE layer of a model, at evaluation.
 
     Args:
-        model: A functional or Sequential model.
+        model: Any Keras model, layers inside of layers too.
         batches: Its inputs; of tuples, as `fit` takes them, the first part is used.
 
     Returns:
-        A `Usage` for each layer's name, summed over all batches.
+        A `Usage` for each layer's name, summed over all batches and all its calls.
 
     Raises:
-        ValueError: If the model has no SparseMoE layer, or is not built.
+        ValueError: If the model has no SparseMoE layer, is not built, or there is no batch.
         TypeError: If it is no model.
 
     Reference: the columns CV(Importance), CV(Load) and max/mean Load of table 6 of Shazeer et al. (2017).
     """
     checks.built_model(model)
-    layers = [layer for layer in model.layers if isinstance(layer, SparseMoE)]
-    if not layers:
-        raise ValueError(f"The model has no SparseMoE layer. Received: {model.name!r} with layers {model.layers}.")
-    # What enters a layer: its inputs, and its mask where there is one.
-    entering = {layer.name: layer.input if isinstance(layer.input, list) else [layer.input] for layer in layers}
-    inputs_of = keras.Model(model.inputs, entering)
+    totals: dict[str, Usage] = {}
 
     @tf.function(reduce_retracing=True, autograph=False)
     def route(x):
-        routings = {name: model.get_layer(name).route(*given) for name, given in inputs_of(x, training=False).items()}
-        return {name: (routing.load, routing.importance) for name, routing in routings.items()}
+        with record_routings() as routings:
+            model(x, training=False)
+        parts = {}
+        for layer, routing in routings:  # one layer may have been called several times
+            load, importance = parts.get(layer.name, (0.0, 0.0))
+            parts[layer.name] = load + routing.load, importance + routing.importance
+        return parts
 
-    totals = {layer.name: Usage(np.zeros(layer.total_experts), np.zeros(layer.total_experts)) for layer in layers}
     for batch in batches:
-        parts = route(batch[0] if isinstance(batch, (list, tuple)) else batch)
-        for name, (load, importance) in parts.items():
-            before = totals[name]
+        for name, (load, importance) in route(inputs_of(batch)).items():
+            before = totals.get(name, Usage(0.0, 0.0))
             totals[name] = Usage(before.load + load.numpy(), before.importance + importance.numpy())
+    if not totals:
+        raise ValueError(
+            f"No SparseMoE layer was called on any batch. Received: {model.name!r} with layers {model.layers}."
+        )
     return totals
+
+
+def inputs_of(batch):
+    """What the model is called with; of tuples as `fit` takes them, the first part."""
+    return batch[0] if isinstance(batch, (list, tuple)) else batch

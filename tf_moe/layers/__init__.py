@@ -3,6 +3,7 @@
 from tf_moe.layers.attention import Attention
 from tf_moe.layers.attentive_lstm import AttentiveLSTM, AttentiveState
 from tf_moe.layers.lstm import LSTM
+from tf_moe.layers.recording import record_routings
 from tf_moe.layers.sampled_softmax import SampledSoftmax, SampledSoftmaxLoss
 from tf_moe.layers.sparse_moe import SparseMoE
 
@@ -14,4 +15,5 @@ __all__ = [
     "SampledSoftmax",
     "SampledSoftmaxLoss",
     "SparseMoE",
+    "record_routings",
 ]

@@ -19,6 +19,7 @@ from tf_moe.dispatch import (
 from tf_moe.experts import FeedForward, LayerBank
 from tf_moe.gates.routing import Routing, dense_gates
 from tf_moe.layers.balance import balance_metrics, measure_balance
+from tf_moe.layers.recording import record
 from tf_moe.losses import cv_squared
 from tf_moe.mesh.shards import computed_where, current_shards
 from tf_moe.ops.screen import Screen, screen
@@ -268,6 +269,7 @@ class SparseMoE(keras.layers.Layer):
             token_mask = None if token_mask is None else shards.lay_out_batch(token_mask)
         screened = screen(tokens, token_mask)
         routing = self.gate(tokens, mask=screened.valid, training=training)
+        record(self, routing)
         tokens = screened.clear(tokens)
         plan = self._plan(routing, tokens)
         rows = plan.dispatch(tokens)

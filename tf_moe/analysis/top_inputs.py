@@ -1,0 +1,103 @@
+"""Which inputs an expert is for: those with its highest gate values, as in the paper's Table 9."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_moe import checks
+from tf_moe.analysis.usage import inputs_of
+from tf_moe.layers import record_routings
+
+
+class TopInput(NamedTuple):
+    """One position of the inputs.
+
+    Attributes:
+        gate: The expert's gate value there.
+        ids: Int `(T,)`, the ids of the whole row, padding included.
+        position: Where in the row.
+    """
+
+    gate: float
+    ids: np.ndarray
+    position: int
+
+
+def top_inputs(
+    model: keras.Model,
+    batches: Iterable,
+    layer: str,
+    count: int = 10,
+    ids_of: Callable[[Any], tf.Tensor] = lambda inputs: inputs,
+) -> list[list[TopInput]]:
+    """The inputs with the highest gate values of each expert of a layer, at evaluation.
+
+    Args:
+        model: Any Keras model.
+        batches: Its inputs; of tuples, as `fit` takes them, the first part is used. Several million positions will do:
+            no more than `count` are kept for each expert.
+        layer: Name of a SparseMoE layer of the model, called once, with a position for each id.
+        count: Largest number of inputs for each expert. Default 10.
+        ids_of: What finds the ids `(B, T)` that the layer's positions stand for in the model's inputs. Default: the
+            inputs themselves. For the encoder of a `Translator`, `lambda inputs: inputs[0]`.
+
+    Returns:
+        For each expert a list of `TopInput`, the highest gate value first; shorter, where it had fewer tokens.
+
+    Raises:
+        ValueError: If the model is not built, calls no such layer, calls it several times, or not with a position for
+            each id.
+        TypeError: If it is no model.
+
+    Example:
+
+    >>> tops = tf_moe.analysis.top_inputs(model, validation, "moe")
+    >>> [vocabulary.words[top.ids[top.position]] for top in tops[17]]
+
+    Reference: table 9 of Shazeer et al. (2017).
+    """
+    checks.built_model(model)
+    count = checks.integer("count", count)
+
+    @tf.function(reduce_retracing=True, autograph=False)
+    def route(x):
+        with record_routings() as routings:
+            model(x, training=False)
+        found = [(called, routing) for called, routing in routings if called.name == layer]
+        if len(found) != 1:
+            names = [called.name for called, _ in routings]
+            raise ValueError(f"layer must be called once by the model, which calls {names}. Received: layer={layer!r}.")
+        ((called, routing),) = found
+        return routing.expert_index, routing.combine_weights, tf.constant(called.total_experts)
+
+    tops: list[list[TopInput]] = []
+    for batch in batches:
+        inputs = inputs_of(batch)
+        expert, gate, total = (part.numpy() for part in route(inputs))
+        tops = tops or [[] for _ in range(total)]
+        ids = np.asarray(ids_of(inputs))
+        if ids.size != len(expert):
+            raise ValueError(
+                f"ids_of must return the {len(expert)} ids of {layer!r}'s positions. "
+                f"Received: ids of shape {ids.shape}."
+            )
+        for index, value, place in _highest(expert, gate, count):
+            row, position = divmod(place, ids.shape[1])
+            tops[index].append(TopInput(value, ids[row], position))
+        tops = [sorted(top, key=lambda one: -one.gate)[:count] for top in tops]
+    return tops
+
+
+def _highest(expert, gate, count):
+    """(expert, gate value, place) of the `count` highest gate values of each expert in a batch."""
+    place = np.repeat(np.arange(len(expert)), expert.shape[1])
+    expert, gate = expert.ravel(), gate.ravel()
+    order = np.lexsort((-gate, expert))
+    order = order[gate[order] > 0]
+    _, starts = np.unique(expert[order], return_index=True)
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff([*starts, len(order)]))
+    order = order[rank < count]
+    return zip(expert[order].tolist(), gate[order].tolist(), place[order].tolist(), strict=True)
