@@ -4,6 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import matplotlib
+import matplotlib.colors
 import matplotlib.figure
 import numpy as np
 from perplexity import FLAT, STYLES, describe_seeds, draw_perplexity, points
@@ -46,8 +47,11 @@ def plot_balance_of(rows: list[dict[str, str]], file: Path, title: str) -> None:
         grid = np.full((len(importances), len(loads)), np.nan)
         for (importance, load), group in cells.items():
             grid[importances.index(importance), loads.index(load)] = np.mean(as_numbers(group, column))
-        axes.imshow(grid, cmap="Greys", norm="log")
-        middle = np.sqrt(np.nanmin(grid) * np.nanmax(grid))
+        low, high = np.nanmin(grid), np.nanmax(grid)
+        # The lowest is not white, which is what pairs that were not run are.
+        norm = matplotlib.colors.LogNorm(low / (high / low) ** 0.3 * 0.999, high)
+        axes.imshow(grid, cmap="Greys", norm=norm)
+        middle = np.sqrt(low * high)
         for (i, j), value in np.ndenumerate(grid):
             if np.isfinite(value):
                 color = "white" if value > middle else "black"
