@@ -1,9 +1,12 @@
-"""Serve a trained language model: export it with its vocabulary, then score and continue text without tf_moe.
+"""Serve trained models: export a language model with its vocabulary, then use it, or a translator, without tf_moe.
 
     python examples/language_model.py
     python examples/serve.py export runs/language_model/moe-64.keras served
     python examples/serve.py score served --text "for key in self:" "return return ("
     python examples/serve.py continue served --text "def main(" "import" --tokens 20 --temperature 0.7
+
+    python examples/translation
+    python examples/serve.py translate runs/translation/moe-served --text "two hundred and one" --to fr
 
 What is exported maps strings to strings and numbers; to load it takes TensorFlow, and tensorflow_text for its
 tokeniser. `--repeat` calls it as many times, and says how many tokens it does in a second and how long a call takes.
@@ -12,6 +15,7 @@ tokeniser. `--repeat` calls it as many times, and says how many tokens it does i
 import argparse
 import math
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -85,11 +89,11 @@ def repeat(call, times: int):
     return result, seconds[1:] or seconds
 
 
-def print_times(seconds: list[float], tokens: float) -> None:
+def print_times(seconds: list[float], count: float, unit: str = "tokens") -> None:
     ordered = sorted(seconds)
     p50, p90, p99 = (1e3 * ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.5, 0.9, 0.99))
-    speed = tokens / statistics.mean(seconds)
-    print(f"{speed:,.0f} tokens/s; a call takes {p50:.1f} ms, in one of ten {p90:.1f} or more, in one of 100 {p99:.1f}")
+    speed = count / statistics.mean(seconds)
+    print(f"{speed:,.0f} {unit}/s; a call takes {p50:.1f} ms, in one of ten {p90:.1f} or more, in one of 100 {p99:.1f}")
 
 
 def show_scores(served, options) -> None:
@@ -113,6 +117,26 @@ def show_continuations(served, options) -> None:
     print_times(seconds, options.tokens * len(options.text))
 
 
+def show_translations(served, options) -> None:
+    inputs = [tf.constant(options.text)]
+    if len(served.translate.concrete_functions[0].structured_input_signature[0]) > 1:  # a model of several languages
+        inputs.append(tf.constant(options.to))
+    try:
+        (lines, scores), seconds = repeat(lambda: served.translate(*inputs), options.repeat)
+    except tf.errors.InvalidArgumentError as error:
+        sys.exit(f"serve.py: {error.message}")
+    for line, score in zip(lines.numpy(), scores.numpy(), strict=True):
+        print(f"{score:9.2f}  {line.decode()}")
+    print_times(seconds, len(options.text), "lines")
+
+
+USES = {
+    "score": (show_scores, "how likely lines are"),
+    "continue": (show_continuations, "lines and what may follow"),
+    "translate": (show_translations, "lines in another language"),
+}
+
+
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, dest="command")
@@ -120,11 +144,19 @@ def main(arguments=None) -> None:
     command.add_argument("model", type=Path, help="a .keras file of examples/language_model.py")
     command.add_argument("directory", type=Path)
     command.add_argument("--vocabulary", type=Path, help="default: vocabulary.txt beside the model")
-    for name, help_ in (("score", "how likely lines are"), ("continue", "lines and what may follow")):
+    readers = {}
+    for name, help_ in (
+        ("score", "how likely lines are"),
+        ("continue", "lines and what may follow"),
+        ("translate", "lines"),
+    ):
         command = commands.add_parser(name, help=help_)
         command.add_argument("directory", type=Path)
         command.add_argument("--text", nargs="+", required=True, metavar="LINE")
         command.add_argument("--repeat", type=int, default=1, help="calls to be timed (default: %(default)s)")
+        readers[name] = command
+    readers["translate"].add_argument("--to", default="", metavar="LANGUAGE", help="where the model has several")
+    command = readers["continue"]
     command.add_argument("--tokens", type=int, default=20, help="default: %(default)s")
     command.add_argument(
         "--temperature", type=float, default=0.0, help="0 takes the most likely (default: %(default)s)"
@@ -135,7 +167,9 @@ def main(arguments=None) -> None:
         export(options.model, options.vocabulary or options.model.parent / "vocabulary.txt", options.directory)
         return
     served = tf.saved_model.load(str(options.directory))
-    {"score": show_scores, "continue": show_continuations}[options.command](served, options)
+    {"score": show_scores, "continue": show_continuations, "translate": show_translations}[options.command](
+        served, options
+    )
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import tensorflow as tf
 from absl.testing import parameterized
 
 from tests.bad_input.base import BadInput
@@ -23,6 +24,9 @@ class TextTest(BadInput):
     def packed(self, batch_size=2, steps=4, **arguments):
         cache = text.cache_tokens(self.text, self.vocabulary, self.directory / "cache")
         return text.packed_batches(cache, batch_size, steps, **arguments)
+
+    def pieces(self):
+        return text.build_pieces(self.text, 300)
 
     def load(self, data):
         (self.directory / "tokens.txt").write_bytes(data)
@@ -107,6 +111,17 @@ class TextTest(BadInput):
         ("packed_text", lambda t: text.packed_batches(t.text, 2, 4), TypeError, "cache=.*what cache_tokens returns"),
         ("cache_words", lambda t: text.cache_tokens("a", t.vocabulary, t.directory), TypeError, "text='a'"),
         ("cache_list", lambda t: text.cache_tokens(t.text, ["a"], t.directory), TypeError, r"vocabulary=\['a'\]"),
+        ("pieces_bytes", lambda t: text.Pieces("a"), ValueError, "bytes of a SentencePiece model. Received: 'a'"),
+        ("pieces_size", lambda t: text.build_pieces(t.text, 259), ValueError, "260 or more.*bytes.*size=259"),
+        ("pieces_coverage", lambda t: text.build_pieces(t.text, 300, coverage=0), ValueError, "coverage=0"),
+        ("pieces_text", lambda t: text.build_pieces(["a.txt"], 300), TypeError, "text='a.txt'"),
+        ("one_language", lambda t: text.build_pieces(t.text, 300, languages="fr"), ValueError, "languages='fr'"),
+        ("language", lambda t: text.build_pieces(t.text, 300, languages=["f r"]), ValueError, r"\['f r'\]"),
+        ("languages", lambda t: text.build_pieces(t.text, 300, languages=["a", "a"]), ValueError, "distinct"),
+        ("pieces_decode", lambda t: t.pieces().decode([[1.5]]), ValueError, "integers .*float32 of shape"),
+        ("pieces_decode_one", lambda t: t.pieces().decode([1]), ValueError, r"\[N, T\].*\(1,\)"),
+        ("pieces_decode_99999", lambda t: t.pieces().decode([[99999]]), tf.errors.OutOfRangeError, ""),
+        ("pieces_load", lambda t: text.Pieces.load(t.text.files[0]), ValueError, "text.txt' does not hold pieces"),
         ("length_of_a_row", lambda t: t.sentences(max_length=4.5), ValueError, "max_length=4.5"),
     )
     def test_calls(self, call, error, pattern):

@@ -2,9 +2,17 @@
 
 import gzip
 import lzma
+import tempfile
 from pathlib import Path
 
 from tf_moe.text import Text
+
+
+def new_folder(test):
+    """An empty folder of its own, until the test (or the class of tests) has ended."""
+    folder = tempfile.TemporaryDirectory()
+    (test.addClassCleanup if isinstance(test, type) else test.addCleanup)(folder.cleanup)
+    return Path(folder.name)
 
 
 def write(path, lines):

@@ -1,4 +1,4 @@
-"""Text for language models, as a stream: corpora, vocabularies and batches.
+"""Text for language models and translation, as a stream: corpora, vocabularies, word pieces and batches.
 
 Example:
     >>> corpus = tf_moe.text.Corpus.standard_library()
@@ -10,22 +10,33 @@ from tf_moe.text.contiguous import contiguous_batches
 from tf_moe.text.corpus import Corpus
 from tf_moe.text.facts import FactLanguage
 from tf_moe.text.packed import packed_batches
+from tf_moe.text.parallel_corpus import ParallelCorpus
+from tf_moe.text.parallel_text import PairCounts, ParallelText
+from tf_moe.text.pieces import Pieces, build_pieces
 from tf_moe.text.sentences import sentence_batches
 from tf_moe.text.text import Text
 from tf_moe.text.token_cache import TokenCache, cache_tokens
 from tf_moe.text.tokenizer import Tokenizer
+from tf_moe.text.translation import count_too_long, translation_batches
 from tf_moe.text.vocabulary import Vocabulary, build_vocabulary
 
 __all__ = [
     "Corpus",
     "FactLanguage",
+    "PairCounts",
+    "ParallelCorpus",
+    "ParallelText",
+    "Pieces",
     "Text",
     "TokenCache",
     "Tokenizer",
     "Vocabulary",
+    "build_pieces",
     "build_vocabulary",
     "cache_tokens",
     "contiguous_batches",
+    "count_too_long",
     "packed_batches",
     "sentence_batches",
+    "translation_batches",
 ]

@@ -8,7 +8,7 @@ import tensorflow_text as tf_text
 
 # What str.split() splits at. tf_text.WhitespaceTokenizer 2.21 leaves all bytes of a no-break space but the
 # last one in the token before it, and RE2's own \s is ASCII only.
-_SPACE = r"[\t-\r\x1c-\x20\x{85}\pZ]+"
+SPACE = r"[\t-\r\x1c-\x20\x{85}\pZ]+"
 _MARKS = "|".join(f"{re.escape(mark)}+" for mark in string.punctuation if mark != "_")
 
 
@@ -42,5 +42,5 @@ class Tokenizer:
     def tokenize(self, lines: tf.Tensor) -> tf.RaggedTensor:
         """Tokens [N, None] of UTF-8 lines [N], both strings; a blank line has none."""
         if self.kind == "words":
-            return tf_text.regex_split(lines, _SPACE)
-        return tf_text.regex_split(lines, f"{_MARKS}|{_SPACE}", keep_delim_regex_pattern=_MARKS)
+            return tf_text.regex_split(lines, SPACE)
+        return tf_text.regex_split(lines, f"{_MARKS}|{SPACE}", keep_delim_regex_pattern=_MARKS)

@@ -1,0 +1,140 @@
+"""Trains the paper's translation model beside a dense one of equal multiply-adds, tests both, and exports them.
+
+Without arguments one model learns to translate numbers written in words in the paper's twelve directions, English to
+and from French, German, Japanese, Korean, Portuguese and Spanish, and is tested on numbers that it has not seen in any.
+With `--data`, files aligned by line: `train.en.gz`, `train.fr.gz`, `val.en.gz` and so on, or `news.en` and `news.fr`
+alone.
+
+    python examples/translation
+    python examples/translation --data multi30k --source en --target fr
+    python examples/translation --data multi30k --multilingual
+
+It prints a table of BLEU by direction, with the signatures that say how it was computed, and some translations. Both
+models go to `--output`, each with its pieces as a SavedModel from strings to strings, see `examples/serve.py`. Started
+again after an interruption, the same command goes on.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import keras
+from data import Data, load
+from export import export
+from score import Outcome, score, show_examples, show_table
+from train import network_of, train
+
+from tf_moe.models import TranslationNetwork, Translator
+
+
+def parse_arguments(arguments=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    number = {"type": positive, "metavar": "N"}
+    add("--data", type=Path, metavar="DIR", help="directory of aligned files (default: numbers in words)")
+    add("--limit", default=10_000, help="numbers in words are below this (default: %(default)s)", **number)
+    add("--source", metavar="LANGUAGE", help="to translate from, where not --multilingual")
+    add("--target", metavar="LANGUAGE", help="to translate into")
+    add("--multilingual", action="store_true", help="one model for all directions of --data")
+    add("--pivot", metavar="LANGUAGE", help="of these directions only those to and from this language")
+    add("--test", metavar="NAME", help="test files, such as test_2016_flickr; needed where there are several")
+    add("--models", nargs="+", choices=("moe", "dense"), default=["moe", "dense"], help="default: both")
+    add("--gate", default="noisy_top_k", choices=("noisy_top_k", "strictly_balanced"), help="default: %(default)s")
+    for name, (for_numbers, for_files, kind, meaning) in SETTINGS.items():
+        options = {"nargs": 2} if isinstance(for_files, list) else {}
+        default = f"{for_numbers} for numbers, {for_files} for files".replace("[2, 2]", "2 2")
+        add(f"--{name}", type=kind, metavar="N", help=f"{meaning} (default: {default})", **options)
+    add("--save-every", default=200, help="steps, to go on from (default: %(default)s)", **number)
+    add("--coverage", default=1.0, type=float, help="share of characters that get pieces (default: %(default)s)")
+    add("--seed", default=0, type=int, help="of weights, noise and order (default: %(default)s)")
+    add("--output", default="runs/translation", type=Path, metavar="DIR", help="default: %(default)s")
+    add("--smoke", action="store_true", help="a tiny run, to see that all works")
+    options = parser.parse_args(arguments)
+    one_direction = bool(options.source and options.target)
+    if options.data and one_direction == options.multilingual:
+        parser.error("--data needs either --source and --target, or --multilingual")
+    if not options.data and (options.source or options.target or options.multilingual or options.pivot or options.test):
+        parser.error("numbers come in the paper's twelve directions: other ones need --data")
+    for name, (for_numbers, for_files, _, _) in SETTINGS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, for_files if options.data else for_numbers)
+    if options.smoke:
+        options.limit, options.width, options.units, options.hidden, options.experts = 400, 16, 16, 16, 4
+        options.steps, options.points, options.tokens, options.longest, options.save_every = 6, 2, 256, 32, 3
+    return options
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to under 1, not {value}")
+    return value
+
+
+# Name: (for numbers in words, for files, type, meaning).
+SETTINGS = {
+    "experts": (8, 32, positive, "of each mixture"),
+    "k": (2, 4, positive, "experts for each word piece"),
+    "width": (128, 256, positive, "of embedding and layers"),
+    "units": (128, 512, positive, "of each LSTM"),
+    "hidden": (128, 256, positive, "of each expert"),
+    "layers": ([2, 2], [2, 2], positive, "LSTMs of encoder and decoder"),
+    "pieces": (500, 8000, positive, "of all languages, at most"),
+    "steps": (2500, 6000, positive, "of training"),
+    "tokens": (1024, 2048, positive, "of a batch, on each side"),
+    "rate": (4e-3, 2e-3, float, "highest learning rate, of Adam"),
+    "dropout": (0.0, 0.3, share, "share of activations"),
+    "smoothing": (0.0, 0.1, share, "of labels"),
+    "beam": (2, 4, positive, "hypotheses of the search"),
+    "points": (10, 12, positive, "looks at the validation text; the best counts"),
+    "longest": (32, 96, positive, "pieces of a sentence at most, on each side"),
+}
+
+
+def build(network: TranslationNetwork, name: str, data: Data, options: argparse.Namespace) -> Translator:
+    """A model with new weights."""
+    keras.utils.set_random_seed(options.seed)
+    print(f"{name}: {network.parameters:,} parameters, {network.ops_per_timestep:,} ops/timestep")
+    return network.build(len(data.pieces), name=name)
+
+
+def run(model: Translator, data: Data, options: argparse.Namespace) -> list[Outcome]:
+    """Train, test and export one model."""
+    keras.utils.set_random_seed(options.seed)
+    perplexity = train(model, data, options)
+    model.save(options.output / f"{model.name}.keras")
+    export(model, data.pieces, options, options.output / f"{model.name}-served")
+    return [score(model, test, data.pieces, perplexity, options) for test in data.tests]
+
+
+def main(arguments=None) -> None:
+    options = parse_arguments(arguments)
+    started = time.perf_counter()
+    try:
+        network = network_of(options)
+        networks = {"moe": network, "dense": network.dense_twin()}
+        data = load(options)
+        models = [build(networks[name], name, data, options) for name in dict.fromkeys(options.models)]
+    except (
+        ValueError,
+        OSError,
+        ImportError,
+    ) as error:  # the message says what to do
+        sys.exit(f"examples/translation: {error}")
+    outcomes = {model.name: run(model, data, options) for model in models}
+    table = show_table(outcomes)
+    (options.output / "table.md").write_text(table + "\n", encoding="utf-8")
+    print(f"\n{show_examples(outcomes)}\n{table}")
+    print(f"\n{time.perf_counter() - started:.0f} s; models, pieces and table are in {options.output}")
+
+
+if __name__ == "__main__":
+    main()

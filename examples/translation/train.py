@@ -1,0 +1,99 @@
+"""One training: goes on where it was interrupted, and ends with the weights that were best in validation."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import keras
+from data import Data
+
+from tf_moe.distribute import Resume
+from tf_moe.models import Perplexity, SmoothedCrossentropy, TranslationNetwork, Translator
+
+
+def network_of(options: argparse.Namespace) -> TranslationNetwork:
+    """The shape of the mixture of experts; its `dense_twin()` is that of the other model."""
+    encoder_layers, decoder_layers = options.layers
+    return TranslationNetwork(
+        f"moe-{options.experts}",
+        options.width,
+        options.units,
+        encoder_layers,
+        decoder_layers,
+        num_experts=options.experts,
+        k=options.k,
+        expert_hidden=options.hidden,
+        gate=options.gate,
+        dropout=options.dropout,
+    )
+
+
+def train(model: Translator, data: Data, options: argparse.Namespace) -> float:
+    """Trains the model and returns its perplexity on the validation text."""
+    points = min(options.points, options.steps)
+    warmup = max(1, options.steps // 10)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, options.steps - warmup), alpha=0.02, warmup_target=options.rate, warmup_steps=warmup
+    )
+    model.compile(
+        keras.optimizers.Adam(schedule, beta_2=0.98, global_clipnorm=1.0),
+        SmoothedCrossentropy(options.smoothing, reduction="mean_with_sample_weight"),
+        weighted_metrics=[Perplexity()],
+    )
+    checkpoints = options.output / f"{model.name}-checkpoints"
+    best, resume = KeepBest(checkpoints), Resume(checkpoints, options.save_every, delete_checkpoint=False)
+    model.fit(
+        data.train,
+        steps_per_epoch=options.steps // points,
+        epochs=points,
+        validation_data=data.validation,
+        callbacks=[best, Report(options.steps // points), resume],
+        shuffle=False,  # the data come shuffled
+        verbose=0,
+    )
+    model.load_weights(best.weights)
+    return best.value
+
+
+class Report(keras.callbacks.Callback):
+    """Says after each epoch how far the training is; the models have more metrics than fit on a line.
+
+    Args:
+        steps: Of an epoch.
+    """
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.steps = steps
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds, step = time.perf_counter() - self._started, (epoch + 1) * self.steps
+        perplexities = f"perplexity {logs['perplexity']:.3f}, in validation {logs['val_perplexity']:.3f}"
+        print(f"{self.model.name}, step {step}: {perplexities}, {seconds:.0f} s", flush=True)
+
+
+class KeepBest(keras.callbacks.Callback):
+    """Keeps the weights of the epoch with the lowest validation perplexity, in files that outlive the process.
+
+    Args:
+        directory: Where to keep them.
+    """
+
+    def __init__(self, directory: Path):
+        super().__init__()
+        self.weights, self._state = directory / "best.weights.h5", directory / "best.json"
+
+    @property
+    def value(self) -> float:
+        """The lowest perplexity so far."""
+        return json.loads(self._state.read_text())["perplexity"] if self._state.exists() else float("inf")
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs["val_perplexity"] < self.value:
+            self.weights.parent.mkdir(parents=True, exist_ok=True)
+            self.model.save_weights(self.weights)
+            self._state.write_text(json.dumps({"epoch": epoch, "perplexity": logs["val_perplexity"]}))

@@ -1,0 +1,149 @@
+"""The example as a user runs it: numbers in words, and files of its own; what it exports, and what it refuses."""
+
+import gzip
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.base import TestCase
+from tests.text.files import new_folder, write
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "translation"
+SERVE = EXAMPLE.parent / "serve.py"
+
+# Ends with an exception in the second epoch, as a machine might that is taken back.
+INTERRUPTED = f"""
+import runpy, sys
+sys.path.insert(0, {str(EXAMPLE)!r})
+import train
+def interrupt(self, epoch, logs=None):
+    if epoch == 1:
+        raise KeyboardInterrupt
+train.KeepBest.on_epoch_begin = interrupt
+runpy.run_path({str(EXAMPLE)!r}, run_name="__main__")
+"""
+
+# Many commands in one process; prints for each what it says when it ends with an error instead of a traceback.
+COMPLAINTS = f"""
+import contextlib, io, json, runpy, sys
+sys.path.insert(0, {str(EXAMPLE)!r})
+main = runpy.run_path({str(EXAMPLE / "__main__.py")!r})["main"]
+complaints = []
+for arguments in json.loads(sys.argv[1]):
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
+            main(arguments)
+    except SystemExit as error:
+        complaints.append(f"{{stderr.getvalue()}}{{error.code}}")
+print(json.dumps(complaints))
+"""
+
+# At its end, that nothing has imported the library that trained the model.
+SERVED = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); "
+SERVED += "assert not {'tf_moe', 'sentencepiece'} & set(sys.modules)"
+
+
+class TranslationExampleTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = new_folder(self)
+
+    def python(self, *arguments, code=0):
+        run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+        self.assertEqual(run.returncode, code, run.stderr)
+        return run
+
+    def aligned(self, name="data", parts=("train", "val", "test"), languages=("en", "fr"), lines=20):
+        words = ["cat", "dog", "sat", "ran", "on", "a", "mat"]
+        for part in parts:
+            drawn = self.rng.choice(words, (lines, 5))
+            for language in languages:
+                text = [" ".join(f"{language}{word}" for word in line) for line in drawn]
+                write(self.folder / name / f"{part}.{language}.gz", text)
+        return self.folder / name
+
+    def check_served(self, served, source, translation, *language):
+        out = self.python("-c", SERVED, SERVE, "translate", served, "--text", source, *language).stdout
+        line, speed = out.splitlines()[-2:]
+        self.assertEqual(line[11:], translation)
+        self.assertRegex(speed, r"[\d,]+ lines/s")
+
+    def test_numbers(self):
+        output = self.folder / "numbers"
+        out = self.python(EXAMPLE, "--smoke", "--output", output).stdout
+        self.assertIn("12 directions: de-en en-de en-es en-fr en-ja en-ko en-pt es-en fr-en ja-en ko-en pt-en", out)
+        self.assertIn("train: 4,560 pairs\n", out)
+        self.assertRegex(out, r"\| direction \| moe: exact match \| moe: BLEU \| dense: exact match \| dense: BLEU \|")
+        self.assertLen(re.findall(r"^\| \w\w-\w\w( \| [\d.]+ % \| [\d.]+){2} \|$", out, re.MULTILINE), 12)
+        self.assertRegex(out, r"BLEU nrefs:1\|case:mixed\|eff:no\|tok:char\|smooth:exp\|version:[\d.]+: de-en en-de")
+        self.assertRegex(out, r"validation perplexity: moe [\d.]+, dense [\d.]+")
+        # What is served answers as the model did in the process that trained it.
+        source, translation = re.search(r"en-fr\n  source     (.*)\n  reference  .*\n  moe        (.*)", out).groups()
+        self.check_served(output / "moe-served", source, translation, "--to", "fr")
+        refused = self.python(SERVE, "translate", output / "moe-served", "--text", "one", "--to", "xx", code=1).stderr
+        self.assertIn("serve.py: ", refused)
+        self.assertRegex(refused, "target_language must be one of: de, en, es")
+        self.assertNotIn("Traceback", refused)
+        lines = {}
+        for language in ("en", "ja"):
+            for part in ("train", "val", "test"):
+                text = gzip.decompress((output / "numbers" / f"{part}.{language}.gz").read_bytes()).decode("utf-8")
+                lines[part, language] = text.splitlines()
+        self.assertEqual([len(lines[part, "en"]) for part in ("train", "val", "test")], [380, 10, 10])
+        self.assertLen({line for (_, language), part in lines.items() if language == "en" for line in part}, 400)
+        self.assertEqual(lines["train", "ja"][21], "二十一")
+        self.assertEqual(lines["train", "en"][21], "twenty-one")
+
+    def test_files_of_its_own_and_an_interruption(self):
+        data = self.aligned()
+        arguments = ["--data", data, "--source", "en", "--target", "fr", "--models", "dense", "--smoke", "--output"]
+        whole = self.python(EXAMPLE, *arguments, self.folder / "whole").stdout
+        self.assertIn("1 directions: en-fr\ntrain: 20 pairs\n", whole)
+        self.assertEqual(whole.count("\n  source "), 3)
+        self.assertRegex(whole, r"BLEU nrefs:1\|case:mixed\|eff:no\|tok:13a\|smooth:exp\|version:[\d.]+: en-fr\n")
+        source, translation = re.search(r"  source     (.*)\n  reference  .*\n  dense      (.*)", whole).groups()
+        self.check_served(self.folder / "whole" / "dense-served", source, translation)
+        parts = self.folder / "parts"
+        self.python("-c", INTERRUPTED, *arguments, parts, code=-2)
+        self.assertFalse((parts / "table.md").exists())
+        self.assertTrue((parts / "dense-checkpoints" / "state.json").exists())
+        rest = self.python(EXAMPLE, *arguments, parts).stdout
+        self.assertIn("dense, step 6: perplexity", rest)
+        for file in ("table.md", "dense-checkpoints/best.json"):
+            self.assertEqual((parts / file).read_text(), (self.folder / "whole" / file).read_text())
+        again = self.python(EXAMPLE, *arguments, parts).stdout  # goes on after the last step
+        self.assertNotIn("step 3:", again)
+        self.assertEqual(again.splitlines()[-8:-2], whole.splitlines()[-8:-2])
+
+    def test_wrong_arguments_and_files_are_explained(self):
+        data, blank, short = self.aligned(), self.aligned("blank"), self.aligned("short")
+        write(blank / "val.fr.gz", [""] * 20)
+        write(short / "train.fr.gz", ["a"] * 19)
+        several = self.aligned("several", parts=("train", "val", "test_1", "test_2"))
+        pair = ["--source", "en", "--target", "fr"]
+        cases = (
+            (["--data", self.folder / "no", *pair], "No such directory: '/.*no'"),
+            (["--data", self.folder, "--source", "en"], "--data needs either --source and --target, or --multilingual"),
+            (["--data", data, *pair, "--multilingual"], "--data needs either"),
+            (["--multilingual"], "other ones need --data"),
+            (["--data", data, "--source", "en", "--target", "de"], r"target must be one of \['en', 'fr'\].*'de'"),
+            (["--data", data, "--multilingual", "--pivot", "ja"], "pivot='ja'"),
+            (["--data", short, *pair], r"aligned, line by line.*train.en.gz', '.*train.fr.gz' with 20, 19 lines"),
+            (["--data", blank, *pair], "No pairs of lines in .*val.fr.gz'.*20 pairs have a blank side"),
+            (["--data", several, *pair], r"Several test files: \['test_1', 'test_2'\]. Choose one"),
+            (["--data", several, *pair, "--test", "test_3"], r"test must be one of .*test='test_3'"),
+            (["--data", data, *pair, "--pieces", "261"], "No pieces can be learned.*size=261"),
+            (["--data", data, *pair, "--k", "99"], "k cannot exceed the number of experts.*k=99"),
+            (["--limit", "300"], "--limit must be at least 700, .*Received: --limit 300"),
+            (["--steps", "0"], "must be at least 1, not 0"),
+            (["--dropout", "1"], "from 0 to under 1"),
+        )
+        commands = [[*map(str, arguments), "--output", str(self.folder / "output")] for arguments, _ in cases]
+        out = self.python("-c", COMPLAINTS, json.dumps(commands)).stdout
+        for (_, pattern), complaint in zip(cases, json.loads(out.splitlines()[-1]), strict=True):
+            self.assertRegex(complaint, pattern)
+            self.assertNotIn("Traceback", complaint)
+        self.assertFalse((self.folder / "output" / "table.md").exists())
