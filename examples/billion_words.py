@@ -29,6 +29,8 @@ from tf_moe.optimizers import FactoredAdam, WarmupInverseSqrt, optimizer_for
 from tf_moe.text import Corpus, TokenCache, Vocabulary, build_vocabulary, cache_tokens, packed_batches
 
 WORDS_PER_DEVICE = 300_000 // 16  # of a step: the paper's batch, on its 16 GPUs
+# What a training that goes on must have in common with the one before.
+SETTINGS = ("network", "width", "vocabulary", "sampled", "batch", "time", "rate", "warmup", "seed")
 A_DAY = 24 * 3600.0  # seconds, in which a process writes a large text as numbers and others wait
 
 
@@ -194,9 +196,10 @@ def main(arguments=None) -> None:
     )
     progress = Progress(judge, looked_at, rows * options.time * filled, say)
     resume = Resume(
-        options.output / "checkpoints",
+        options.output / f"checkpoints-{options.network}",
         options.save_every,
         delete_checkpoint=False,
+        settings={name: getattr(options, name) for name in SETTINGS},
         save_before_exit=find_cluster() is None,
     )
     model.fit(
@@ -219,7 +222,7 @@ def main(arguments=None) -> None:
         "test perplexity": f"{evaluate(judge, counted(test)):.2f}",
     }
     judge.save(options.output / f"{options.network}.keras")
-    if is_chief:
+    if is_chief and progress.steps:  # it had not come to its end before
         vocabulary.save(options.output / "vocabulary.txt")
         table = options.output / "table.csv"
         is_new = not table.exists()

@@ -145,11 +145,7 @@ def main(arguments=None) -> None:
     command.add_argument("directory", type=Path)
     command.add_argument("--vocabulary", type=Path, help="default: vocabulary.txt beside the model")
     readers = {}
-    for name, help_ in (
-        ("score", "how likely lines are"),
-        ("continue", "lines and what may follow"),
-        ("translate", "lines"),
-    ):
+    for name, (_, help_) in USES.items():
         command = commands.add_parser(name, help=help_)
         command.add_argument("directory", type=Path)
         command.add_argument("--text", nargs="+", required=True, metavar="LINE")
@@ -167,9 +163,8 @@ def main(arguments=None) -> None:
         export(options.model, options.vocabulary or options.model.parent / "vocabulary.txt", options.directory)
         return
     served = tf.saved_model.load(str(options.directory))
-    {"score": show_scores, "continue": show_continuations, "translate": show_translations}[options.command](
-        served, options
-    )
+    show, _ = USES[options.command]
+    show(served, options)
 
 
 if __name__ == "__main__":

@@ -47,10 +47,11 @@ def plot_balance_of(rows: list[dict[str, str]], file: Path, title: str) -> None:
         grid = np.full((len(importances), len(loads)), np.nan)
         for (importance, load), group in cells.items():
             grid[importances.index(importance), loads.index(load)] = np.mean(as_numbers(group, column))
-        low, high = np.nanmin(grid), np.nanmax(grid)
+        high = max(np.nanmax(grid), 1e-9)
+        low = max(np.nanmin(grid), 1e-3 * high)  # perfect balance is 0
         # The lowest is not white, which is what pairs that were not run are.
         norm = matplotlib.colors.LogNorm(low / (high / low) ** 0.3 * 0.999, high)
-        axes.imshow(grid, cmap="Greys", norm=norm)
+        axes.imshow(np.maximum(grid, low), cmap="Greys", norm=norm)
         middle = np.sqrt(low * high)
         for (i, j), value in np.ndenumerate(grid):
             if np.isfinite(value):

@@ -9,6 +9,9 @@ alone.
     python examples/translation --data multi30k --source en --target fr
     python examples/translation --data multi30k --multilingual
 
+The model is that of appendix E but for its sizes; trained by Adam with a cosine in the place of the paper's schedule,
+with clipping and, for files, label smoothing; `--gate strictly_balanced` is the paper's for one pair of languages.
+
 It prints a table of BLEU by direction, with the signatures that say how it was computed, and some translations. Both
 models go to `--output`, each with its pieces as a SavedModel from strings to strings, see `examples/serve.py`. Started
 again after an interruption, the same command goes on.
@@ -22,7 +25,7 @@ from pathlib import Path
 import keras
 from data import Data, load
 from export import export
-from score import Outcome, score, show_examples, show_table
+from score import Outcome, import_sacrebleu, score, show_examples, show_table
 from train import network_of, train
 
 from tf_moe.models import TranslationNetwork, Translator
@@ -119,17 +122,14 @@ def main(arguments=None) -> None:
     options = parse_arguments(arguments)
     started = time.perf_counter()
     try:
+        import_sacrebleu()  # before the training, not after
         network = network_of(options)
         networks = {"moe": network, "dense": network.dense_twin()}
         data = load(options)
         models = [build(networks[name], name, data, options) for name in dict.fromkeys(options.models)]
-    except (
-        ValueError,
-        OSError,
-        ImportError,
-    ) as error:  # the message says what to do
+        outcomes = {model.name: run(model, data, options) for model in models}
+    except (ValueError, OSError, ImportError) as error:  # the message says what to do
         sys.exit(f"examples/translation: {error}")
-    outcomes = {model.name: run(model, data, options) for model in models}
     table = show_table(outcomes)
     (options.output / "table.md").write_text(table + "\n", encoding="utf-8")
     print(f"\n{show_examples(outcomes)}\n{table}")

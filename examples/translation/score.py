@@ -4,7 +4,6 @@ import argparse
 import itertools
 from typing import NamedTuple
 
-import sacrebleu
 import tensorflow as tf
 
 from tf_moe.models import Translator
@@ -35,10 +34,20 @@ class Outcome(NamedTuple):
     examples: list[tuple[str, str, str]]
 
 
+def import_sacrebleu():
+    """The module; raises ImportError, which says what to install."""
+    try:
+        import sacrebleu
+    except ImportError as error:
+        raise ImportError("BLEU takes the package sacrebleu: pip install 'tf_moe[translation]'.") from error
+    return sacrebleu
+
+
 def score(
     model: Translator, test: ParallelText, pieces: Pieces, perplexity: float, options: argparse.Namespace
 ) -> Outcome:
     """Translates the test part and compares."""
+    sacrebleu = import_sacrebleu()
     sources, references = zip(*test.pairs(), strict=True)
     translations = translate(model, pieces, sources, test.target_language, options)
     # A German number is one word, which has no four words in a row to compare.

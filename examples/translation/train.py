@@ -1,6 +1,7 @@
 """One training: goes on where it was interrupted, and ends with the weights that were best in validation."""
 
 import argparse
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -10,6 +11,9 @@ from data import Data
 
 from tf_moe.distribute import Resume
 from tf_moe.models import Perplexity, SmoothedCrossentropy, TranslationNetwork, Translator
+
+# Options that may change when a training goes on.
+FREE = ("models", "save_every", "beam", "output", "data")
 
 
 def network_of(options: argparse.Namespace) -> TranslationNetwork:
@@ -42,7 +46,11 @@ def train(model: Translator, data: Data, options: argparse.Namespace) -> float:
         weighted_metrics=[Perplexity()],
     )
     checkpoints = options.output / f"{model.name}-checkpoints"
-    best, resume = KeepBest(checkpoints), Resume(checkpoints, options.save_every, delete_checkpoint=False)
+    settings = {name: value for name, value in vars(options).items() if name not in FREE}
+    settings["data"] = options.data and str(options.data.resolve())
+    settings["pieces"] = hashlib.sha256(data.pieces.model).hexdigest()
+    resume = Resume(checkpoints, options.save_every, delete_checkpoint=False, settings=settings)
+    best = KeepBest(checkpoints)
     model.fit(
         data.train,
         steps_per_epoch=options.steps // points,
@@ -91,6 +99,10 @@ class KeepBest(keras.callbacks.Callback):
     def value(self) -> float:
         """The lowest perplexity so far."""
         return json.loads(self._state.read_text())["perplexity"] if self._state.exists() else float("inf")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 0:  # what is there is of another training
+            self._state.unlink(missing_ok=True)
 
     def on_epoch_end(self, epoch, logs=None):
         if logs["val_perplexity"] < self.value:

@@ -36,6 +36,11 @@ class TopInputsTest(TestCase):
                 self.assertIn((tuple(one.ids), one.position), same)
             self.assertNotIn(0, [one.ids[one.position] for one in top])
 
+    def test_ids_without_time(self):
+        model = keras.Sequential([keras.Input((4,)), SparseMoE(2, 3, k=1, name="moe")])
+        with self.assertRaisesRegex(ValueError, r"\(batch, time\). Received: ids of shape \(3,\)"):
+            top_inputs(model, [self.normal(3, 4)], "moe", ids_of=lambda x: x[:, 0])
+
     def test_translator(self):
         model = Translator(12, width=4, lstm_units=4, num_experts=3, k=1, expert_hidden=4, gate="noisy_top_k")
         source, target = self.rng.integers(3, 12, (2, 5)), self.rng.integers(3, 12, (2, 3))

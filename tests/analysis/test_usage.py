@@ -36,6 +36,12 @@ class UsageTest(TestCase):
         self.assertAllClose((usage.load_cv, usage.importance_cv, usage.max_over_mean_load), (0.5**0.5, 0, 2))
         self.assertEqual(Usage(np.zeros(3), np.zeros(3)).max_over_mean_load, 0)
 
+    def test_two_layers_of_one_name(self):
+        inner = [keras.Sequential([keras.Input((4,)), SparseMoE(2, 3, k=1, name="moe")], name=n) for n in "ab"]
+        model = keras.Sequential([keras.Input((4,)), *inner])
+        with self.assertRaisesRegex(ValueError, "two of the name 'moe'"):
+            measure_usage(model, [self.normal(3, 4)])
+
     def test_no_such_layer(self):
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="only")])
         with self.assertRaisesRegex(ValueError, "only"):

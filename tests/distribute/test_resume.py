@@ -259,6 +259,37 @@ class ResumeTest(TestCase):
         # And nothing of it is left in the model.
         self.assertLen(self.fit(ours, epochs=1)["loss"], 1)
 
+    def test_a_training_that_was_stopped_keeps_its_end(self):
+        """Which is no multiple of save_freq: more epochs begin after it."""
+        whole, rest = Interrupt(), Interrupt()
+        self.fit(self.model(), whole)
+        model = self.model()
+
+        def stop(epoch, logs):
+            model.stop_training = True
+
+        callbacks = (
+            keras.callbacks.LambdaCallback(on_epoch_end=stop),
+            Resume(self.directory, 4, delete_checkpoint=False),
+        )
+        self.fit(model, *callbacks)
+        self.fit(self.model(), rest, Resume(self.directory, 4))
+        self.assertEqual(rest.losses, whole.losses[STEPS:])
+
+    def test_other_settings_are_refused(self):
+        settings = {"rate": 0.1, "shape": (2, 3), "name": None}
+        self.fit(self.model(), Resume(self.directory, delete_checkpoint=False, settings=settings), epochs=1)
+        same = Resume(self.directory, delete_checkpoint=False, settings=dict(settings, shape=[2, 3]))
+        self.assertEmpty(self.fit(self.model(), same, epochs=1))  # it goes on, and has nothing to do
+        for other, pattern in (
+            (dict(settings, rate=0.2), "other settings: rate=0.1, received: 0.2. Pass those, or another dir"),
+            (None, "name=None|rate=0.1, received: None"),
+        ):
+            with self.assertRaisesRegex(ValueError, pattern):
+                self.fit(self.model(), Resume(self.directory, settings=other), epochs=1)
+        with self.assertRaisesRegex(ValueError, "what JSON can hold. Received: settings={1}"):
+            Resume(self.directory, settings={1})
+
     def test_the_learning_rate_of_an_epoch(self):
         """A callback before it sets the rate of the epoch that begins; what is restored is from the epoch before."""
         rates = []

@@ -120,7 +120,7 @@ class AttentiveLSTMTest(TestCase):
         x, source = self.inputs("float32")
         for call, pattern in (
             (lambda: AttentiveLSTM(0), "units=0"),
-            (lambda: AttentiveLSTM(3, attention_units=1.5), "units=1.5"),
+            (lambda: AttentiveLSTM(3, attention_units=1.5), "attention_units=1.5"),
             (lambda: AttentiveLSTM(3)(x[:, 0], source), r"inputs must be \(batch, time, width\).*\(3, 2\)"),
             (lambda: AttentiveLSTM(3)(x, source[0]), r"source must be \(batch, time, width\).*\(4, 6\)"),
             (lambda: AttentiveLSTM(3)(x[:, :0], source), r"a step at least.*\(3, 0, 2\)"),

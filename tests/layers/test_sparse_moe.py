@@ -8,6 +8,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from tests.base import TestCase
+from tf_moe import gates
 from tf_moe.layers import SparseMoE
 from tf_moe.layers.balance import BALANCE_METRICS
 from tf_moe.losses import cv_squared
@@ -101,6 +102,21 @@ class ValuesTest(TestCase):
 
         for ours, expected in zip(gradients(layer), gradients(dense), strict=True):
             self.assertAllClose(ours, expected, rtol=1e-3, atol=1e-4)
+
+    @parameterized.parameters(None, ENOUGH)
+    def test_units_are_dropped_in_training_alone(self, capacity_factor):
+        gate = gates.NoisyTopK(4, 2, "glorot_uniform", noisy=False)
+        layer = SparseMoE(4, 16, k=2, gate=gate, capacity_factor=capacity_factor, expert_dropout=0.5, activation=None)
+        x = self.normal(9, 4)
+        whole = layer(x)
+        draws = [layer(x, training=True) for _ in range(200)]
+        self.assertNotAllClose(draws[0], draws[1])
+        self.assertAllClose(np.mean(draws, axis=0), whole, atol=0.5 * np.std(draws, axis=0).max())  # 1/14 expected
+        plain = SparseMoE.from_config({**layer.get_config(), "expert_dropout": 0.0, "name": "plain"})
+        plain.build(x.shape)
+        plain.set_weights(layer.get_weights())
+        self.assertAllEqual(plain(x), whole)
+        self.assertAllEqual(plain(x, training=True), whole)
 
     @parameterized.parameters(None, ENOUGH)
     def test_all_experts_is_the_dense_mixture(self, capacity_factor):

@@ -179,7 +179,8 @@ class TranslatorTest(TestCase):
         ({"gate": None}, "gate=None"),
         ({"gate": "balanced"}, "gate='balanced'"),
         ({"num_experts": (2, 2), "k": (1, 1)}, r"num_experts=\(2, 2\)"),
-        ({"attention": "dot"}, "score='dot'"),
+        ({"attention": "dot"}, "attention='dot'"),
+        ({"moe": {"k": 2, "seed": 1}}, "Pass k to Translator itself. Received: moe={'k': 2, 'seed': 1}"),
         ({"start": 0}, "start=0"),
         ({"moe": 3}, "moe=3"),
     )

@@ -67,6 +67,21 @@ class ScanStepsTest(TestCase):
         for ours, want in zip(scan(*arguments), self.results_of(unrolled, arguments), strict=True):
             self.assertAllClose(ours, want, rtol=1e-10, atol=1e-12)
 
+    def test_each_matrix_once(self):
+        """What the hand-written gradient takes for granted."""
+        inputs, state, matrices, shared = self.arguments()
+        for numbers, pattern in (((0, 0), "number 0 twice"), ((1,), r"without numbers \{0\}")):
+
+            def wrong(inputs, state, shared, product, numbers=numbers):
+                h, r = state
+                for n in numbers:
+                    r = r + tf.reduce_sum(product(n, tf.concat([h, r], -1)[:, : matrices[n].shape[-2]]))
+                return h, r
+
+            with self.assertRaisesRegex(ValueError, pattern), tf.GradientTape() as tape:
+                tape.watch(state)
+                tape.gradient(scan_steps(wrong, inputs, state, matrices, shared), state)
+
     def test_sums_of_gradients_in_half_precision_lose_nothing(self):
         """Small parts of the gradient of what all steps share: summed in bfloat16 they would stop at 256."""
         x, shared = tf.zeros([500, 1, 1], tf.bfloat16), tf.zeros([1], tf.bfloat16)

@@ -1,4 +1,5 @@
 import pathlib
+from collections import Counter
 
 import numpy as np
 import tensorflow as tf
@@ -81,11 +82,14 @@ class PackedBatchesTest(TestCase):
         cache, expected = self.cache()
         batches = packed_batches(cache, 4, 16, shuffle_buffer=1000, drop_remainder=True)
         self.assertEqual(int(batches.cardinality()), cache.num_tokens // 64)
+        epochs = []
         for _ in range(2):
             found = [*batches]
             self.assertLen(found, cache.num_tokens // 64)
-            sentences = sentences_of(found)
-            self.assertLess(len(sentences), len(expected) + 1)
+            epochs.append(Counter(map(str, sentences_of(found))))
+            self.assertEqual(epochs[-1] - Counter(map(str, expected)), Counter())  # none twice, none of another text
+            self.assertGreater(epochs[-1].total(), len(expected) / 2)
+        self.assertNotEqual(*epochs)  # other sentences are left out
         self.assertEqual(int(packed_batches(cache, 4, cache.num_tokens, drop_remainder=True).cardinality()), 0)
 
     def test_shuffling_repeats_by_seed_and_differs_by_epoch(self):

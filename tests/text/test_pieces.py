@@ -104,6 +104,13 @@ class PiecesTest(TestCase):
         with self.assertRaises(tf.errors.NotFoundError):
             tokenizer.tokenize(["two"])
 
+    def test_traced_once(self):
+        pieces = self.pieces
+        for count in (1, 2, 5):
+            self.assertLen(pieces.decode(pieces.encode(["a b"] * count)).numpy(), count)
+        for function in (pieces._tokenize, pieces._detokenize):
+            self.assertEqual(function.experimental_get_tracing_count(), 1)
+
     def test_unknown_language(self):
         pattern = "target_language must be one of: ja, ko.*fr"
         with self.assertRaisesRegex(ValueError, pattern):

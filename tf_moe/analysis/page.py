@@ -44,7 +44,7 @@ def write_top_inputs(
 
     Example:
 
-    >>> words = np.array(vocabulary.words)
+    >>> words = np.array(["", *vocabulary.tokens[1:]])
     >>> write_top_inputs("experts.html", tops, lambda ids: words[ids])
     """
     checks.instance("title", title, str, "Pass a text.")
@@ -74,5 +74,5 @@ def _row(one: TopInput, words_of, separator: str, context: int) -> str:
     word = html.escape(words[one.position])
     return (
         f'<tr><td class="gate">{one.gate:.3f}</td><td class="before">{before}</td>'
-        f'<td class="after"><b>{word}</b>{separator}{after}</td></tr>'
+        f'<td class="after"><b>{word}</b>{html.escape(separator)}{after}</td></tr>'
     )

@@ -55,7 +55,7 @@ def top_inputs(
     Example:
 
     >>> tops = tf_moe.analysis.top_inputs(model, validation, "moe")
-    >>> [vocabulary.words[top.ids[top.position]] for top in tops[17]]
+    >>> [vocabulary.tokens[top.ids[top.position]] for top in tops[17]]
 
     Reference: table 9 of Shazeer et al. (2017).
     """
@@ -79,15 +79,17 @@ def top_inputs(
         expert, gate, total = (part.numpy() for part in route(inputs))
         tops = tops or [[] for _ in range(total)]
         ids = np.asarray(ids_of(inputs))
-        if ids.size != len(expert):
+        if ids.ndim != 2 or ids.size != len(expert):
             raise ValueError(
-                f"ids_of must return the {len(expert)} ids of {layer!r}'s positions. "
+                f"ids_of must return the {len(expert)} ids of {layer!r}'s positions, as (batch, time). "
                 f"Received: ids of shape {ids.shape}."
             )
         for index, value, place in _highest(expert, gate, count):
             row, position = divmod(place, ids.shape[1])
             tops[index].append(TopInput(value, ids[row], position))
         tops = [sorted(top, key=lambda one: -one.gate)[:count] for top in tops]
+        # Copies: a view would keep the whole batch.
+        tops = [[one._replace(ids=one.ids.copy()) if one.ids.base is not None else one for one in top] for top in tops]
     return tops
 
 

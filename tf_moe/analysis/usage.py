@@ -50,7 +50,7 @@ def measure_usage(model: keras.Model, batches: Iterable) -> dict[str, Usage]:
         A `Usage` for each layer's name, summed over all batches and all its calls.
 
     Raises:
-        ValueError: If the model has no SparseMoE layer, is not built, or there is no batch.
+        ValueError: If the model has no SparseMoE layer, or two of one name, is not built, or there is no batch.
         TypeError: If it is no model.
 
     Reference: the columns CV(Importance), CV(Load) and max/mean Load of table 6 of Shazeer et al. (2017).
@@ -62,8 +62,10 @@ def measure_usage(model: keras.Model, batches: Iterable) -> dict[str, Usage]:
     def route(x):
         with record_routings() as routings:
             model(x, training=False)
-        parts = {}
+        parts, layers = {}, {}
         for layer, routing in routings:  # one layer may have been called several times
+            if layers.setdefault(layer.name, layer) is not layer:
+                raise ValueError(f"Layers must have names of their own. Received: two of the name {layer.name!r}.")
             load, importance = parts.get(layer.name, (0.0, 0.0))
             parts[layer.name] = load + routing.load, importance + routing.importance
         return parts

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import signal
 import warnings
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -56,12 +57,14 @@ class Resume(keras.callbacks.Callback):
         save_before_exit: Whether SIGTERM, with which machines are taken back, lets the running batch end and saves
             before it ends the process. Default False: it ends the process at once, and the last checkpoint counts. In
             one process only, and in its main thread.
+        settings: What the training depends on and `fit` does not know, such as the learning rate and the seed: a dict
+            that JSON can hold. A checkpoint of other settings is refused. Default None.
 
     Raises:
-        ValueError: If `save_freq` is neither; the checkpoint found is damaged, of another model, or not of a training
-            like this one; the data cannot come in the same order again (a generator, `steps_per_epoch` of a dataset
-            that ends, arrays shuffled without a seed); or the model is not built, or of a strategy other than
-            `ExpertParallelStrategy`.
+        ValueError: If `save_freq` is neither; `settings` cannot be written as JSON; the checkpoint found is damaged, of
+            another model, of other settings, or not of a training like this one; the data cannot come in the same order
+            again (a generator, `steps_per_epoch` of a dataset that ends, arrays shuffled without a seed); or the model
+            is not built, or of a strategy other than `ExpertParallelStrategy`.
         FileNotFoundError: If the checkpoint that was the last is gone.
         OSError: If a checkpoint could not be written. The one before is whole.
 
@@ -76,6 +79,7 @@ class Resume(keras.callbacks.Callback):
         save_freq: str | int = "epoch",
         delete_checkpoint: bool = True,
         save_before_exit: bool = False,
+        settings: dict[str, Any] | None = None,
     ):
         super().__init__()
         if save_freq != "epoch" and (isinstance(save_freq, bool) or not isinstance(save_freq, int) or save_freq < 1):
@@ -86,6 +90,10 @@ class Resume(keras.callbacks.Callback):
         self.save_freq = save_freq
         self.delete_checkpoint = checks.boolean("delete_checkpoint", delete_checkpoint)
         self.save_before_exit = checks.boolean("save_before_exit", save_before_exit)
+        try:
+            self.settings = json.loads(json.dumps(settings))  # as it will be read
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"settings must be what JSON can hold. Received: settings={settings!r}.") from error
         self._epoch, self._steps_per_epoch, self._found = 0, None, None
         self._signals = contextlib.ExitStack()
         self._begins = self._terminated = False
@@ -121,7 +129,8 @@ class Resume(keras.callbacks.Callback):
         self._save_and_exit(self._epoch, seen, due)
 
     def on_epoch_end(self, epoch, logs=None):
-        is_kept = not self.delete_checkpoint and epoch + 1 == self.params["epochs"]
+        is_last = epoch + 1 == self.params["epochs"] or self.model.stop_training
+        is_kept = not self.delete_checkpoint and is_last
         self._save_and_exit(epoch + 1, 0, due=self.save_freq == "epoch" or is_kept)
 
     def on_train_end(self, logs=None):
@@ -145,6 +154,11 @@ class Resume(keras.callbacks.Callback):
             raise ValueError(
                 f"The checkpoint in {str(self.directory)!r} is of epoch {found['epoch']}, batch {found['batch']}. "
                 f"Received: epochs={epochs}. Pass more, or another directory."
+            )
+        if (settings := found.get("settings")) != self.settings:
+            raise ValueError(
+                f"The checkpoint in {str(self.directory)!r} is of a training with other settings: "
+                f"{_differences(settings, self.settings)}. Pass those, or another directory."
             )
         if found["steps"] != steps:
             raise ValueError(
@@ -180,6 +194,7 @@ class Resume(keras.callbacks.Callback):
         name = f"epoch-{epoch}-batch-{batch}"
         state, new = self.directory / _STATE, self.directory / f"{_STATE}.new"
         values = {"checkpoint": name, "epoch": epoch, "batch": batch, "steps": self.params["steps"], "seed": _seed()}
+        values["settings"] = self.settings
         try:
             save_sharded(self.directory / name, self.model, self._metrics(batch))
             if dtensor.client_id() != 0:
@@ -250,6 +265,13 @@ def _seed() -> int | None:
     """The seed that shuffles without one of their own follow; None where each is seeded anew."""
     seed = tf.compat.v1.get_seed(0)[0]  # of (None) it would use up a number, and so change what follows
     return None if seed == _DEFAULT_SEED else seed
+
+
+def _differences(found: dict | None, received: dict | None) -> str:
+    """What differs between two settings, in words."""
+    found, received = found or {}, received or {}
+    names = sorted(name for name in {*found, *received} if found.get(name) != received.get(name))
+    return ", ".join(f"{name}={found.get(name)!r}, received: {received.get(name)!r}" for name in names) or "none"
 
 
 def _read_state(file: pathlib.Path) -> dict:

@@ -79,7 +79,9 @@ class AttentiveLSTM(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.cell = LSTMCell(units, projection, name="lstm_cell", dtype=self.dtype_policy)
-        width = self.cell.output_size if attention_units is None else attention_units
+        width = self.cell.output_size
+        if attention_units is not None:
+            width = attention_units = checks.integer("attention_units", attention_units)
         self.attention = Attention(width, score, name="attention", dtype=self.dtype_policy)
         self.attention_units = attention_units
         self.supports_masking = True

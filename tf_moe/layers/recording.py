@@ -18,7 +18,8 @@ def record_routings() -> Iterator[list[tuple[keras.layers.Layer, Routing]]]:
     """Inside, every call of a `SparseMoE` adds itself and its `Routing` to the list.
 
     The model may be of any kind, and in a `tf.function`, whose tensors these are then: return what is wanted of them.
-    Of a layer called inside of a loop or a branch of the graph the tensors cannot be taken out.
+    Of a layer called inside of a loop or a branch of the graph the tensors cannot be taken out. What was traced before,
+    as `model.predict` is by its first call, adds nothing; nor do replicas of MirroredStrategy, which are other threads.
 
     Example:
 

@@ -75,8 +75,10 @@ class SparseMoE(keras.layers.Layer):
         expert_dropout: Share of the built-in experts' hidden units dropped in training, against overfitting where there
             are few tokens for each expert. Each expert draws once a step, for all of its tokens. Default 0.
         shared_expert_hidden: Width of the hidden layer of one more expert that every token goes to, beside the k of the
-            gate: what it computes is added to the mixture, before `output_activation`. It has the activation, biases
-            and dropout of the others. Default None, no such expert.
+            gate: what it computes is added to the mixture, before `output_activation`. It has the activation and biases
+            of the others; of its hidden units the same share is dropped, but of each token others, since it is a dense
+            layer like any: on a mesh it is on every device, `recompute` does not cover it, and
+            `optimizer_for(experts=...)` does not count it among the experts. Default None, no such expert.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name` and `dtype`. Experts compute in the layer's dtype
             policy; gate, losses and the sum over experts in float32 under any.
 
@@ -273,7 +275,7 @@ class SparseMoE(keras.layers.Layer):
         tokens = screened.clear(tokens)
         plan = self._plan(routing, tokens)
         rows = plan.dispatch(tokens)
-        rows = self.experts(rows, plan.counts, capacity=plan.capacity, block=plan.block)
+        rows = self.experts(rows, plan.counts, capacity=plan.capacity, block=plan.block, training=training)
         outputs = tf.cast(plan.combine(rows, routing.combine_weights), self.compute_dtype)
         if self.shared_expert is not None:
             outputs += self.shared_expert(tokens, training=training)

@@ -5,6 +5,8 @@ import tensorflow as tf
 
 from tf_moe import checks
 
+_KIND = "a number from 0 to 1"
+
 
 @keras.saving.register_keras_serializable(package="tf_moe")
 class SmoothedCrossentropy(keras.losses.Loss):
@@ -37,7 +39,7 @@ class SmoothedCrossentropy(keras.losses.Loss):
 
     def __init__(self, label_smoothing: float = 0.1, name: str = "smoothed_crossentropy", **kwargs):
         super().__init__(name=name, **{"dtype": "float32", **kwargs})
-        self.label_smoothing = checks.number("label_smoothing", label_smoothing, "from 0 to 1", lambda x: 0 <= x <= 1)
+        self.label_smoothing = checks.number("label_smoothing", label_smoothing, _KIND, lambda x: 0 <= x <= 1)
 
     def call(self, y_true, y_pred):
         if not y_true.shape.is_compatible_with(y_pred.shape[:-1]):

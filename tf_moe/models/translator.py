@@ -7,8 +7,15 @@ import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.layers import LSTM, AttentiveLSTM, AttentiveState, SparseMoE
+from tf_moe.layers.attention import SCORES
 from tf_moe.models.beam_search import beam_search
 from tf_moe.recurrence.buffers import buffers_for
+
+# Arguments of SparseMoE that Translator has itself, or decides on.
+_OF_MIXTURE = {
+    "num_experts", "expert_hidden", "k", "gate", "importance_weight", "load_weight", "output_activation", "name",
+    "dtype",
+}  # fmt: skip
 
 
 class Encoded(NamedTuple):
@@ -135,6 +142,10 @@ class Translator(keras.Model):
         checks.number("dropout", dropout, "a number from 0 to 1", lambda x: 0 <= x <= 1)
         if moe is not None and not isinstance(moe, dict):
             raise ValueError(f"moe must be a dict of arguments of SparseMoE, or None. Received: moe={moe!r}.")
+        if taken := sorted({*(moe or {})} & _OF_MIXTURE):
+            raise ValueError(f"Pass {', '.join(taken)} to Translator itself. Received: moe={moe!r}.")
+        if attention not in SCORES:
+            raise ValueError(f"attention must be one of {SCORES}. Received: attention={attention!r}.")
         if not isinstance(gate, str):
             raise ValueError(f"gate must be a name, of which each mixture makes a gate. Received: gate={gate!r}.")
         self._config = {
@@ -248,7 +259,7 @@ class Translator(keras.Model):
 
         Args:
             ids: Int `(N,)`, the newest target ids: `start` at first. N is the number of sources, or several times it
-                where as many rows on end belong to each source. None of them padding.
+                where as many rows on end belong to each source. What comes of padding, 0, means nothing.
             state: What `initial_state` or the step before returned.
             encoded: What `encode` returned for the sources.
 
@@ -258,7 +269,9 @@ class Translator(keras.Model):
         x = self.embedding(ids)
         first, weights = self.decoder_first.step(x, state.first, encoded.keys, encoded.memory, encoded.mask)
         x += first.h
-        x += tf.squeeze(self.decoder_moe(tf.expand_dims(x, 1)), 1)  # the dense twin knows sequences only
+        # With time, since the dense twin knows sequences only; without padding, which would take room in experts.
+        mask = tf.expand_dims(tf.not_equal(ids, 0), 1)
+        x += tf.squeeze(self.decoder_moe(tf.expand_dims(x, 1), mask=mask), 1)
         others = []
         for layer, old in zip(self.decoder_upper, state.others, strict=True):
             y, new = layer.cell(tf.concat([x, first.context], -1), list(old))
@@ -277,7 +290,8 @@ class Translator(keras.Model):
         """The best translations that a beam search finds; a beam of 1 is greedy.
 
         Compiled once, for any batch and length, for each set of the other arguments; may be called in a `tf.function`,
-        and exported as one. Not for a model on a mesh: give its weights to one on a single device.
+        and exported as one. A translation does not depend on the others of the batch, but where `moe` gives experts a
+        capacity, which all share. Not for a model on a mesh: give its weights to one on a single device.
 
         Args:
             source_ids: Int `(B, S)`, zeros for padding.
@@ -293,9 +307,13 @@ class Translator(keras.Model):
             ValueError: If an argument is out of range, or the ids are no integers of rank 2.
         """
         source_ids = tf.cast(_checked_ids("source_ids", source_ids), tf.int32)
-        options = {"beam_size": beam_size, "max_length": max_length, "length_penalty": length_penalty}
-        any_shape = tf.TensorSpec([None, None], tf.int32)
-        search = self._search.get_concrete_function(any_shape, coverage_penalty=coverage_penalty, **options)
+        options = {
+            "beam_size": checks.integer("beam_size", beam_size),
+            "max_length": checks.integer("max_length", max_length),
+            "length_penalty": checks.at_least_zero("length_penalty", length_penalty),
+            "coverage_penalty": checks.at_least_zero("coverage_penalty", coverage_penalty),
+        }
+        search = self._search.get_concrete_function(tf.TensorSpec([None, None], tf.int32), **options)
         return search(source_ids)
 
     @tf.function(autograph=False)

@@ -37,6 +37,9 @@ def scan_steps(
         mask: [T, B] booleans or None. A False step leaves the state as it was.
         buffers: ListBuffers, or StaticBuffers where TensorArray cannot be used; these need static shapes.
 
+    Raises:
+        ValueError: When the gradient is taken, if a matrix is not used exactly once.
+
     Returns:
         For each part of the state, its values after every step, [T, B, P].
     """
@@ -86,9 +89,15 @@ def _scan(step, inputs, state, matrices, shared, mask, buffers):
         def body(t, d_state, d_shared, d_inputs, factors):
             d_state = [d + buffers.row(u, t) for d, u in zip(d_state, upstream, strict=True)]
             now, old = [buffers.row(x, t) for x in inputs], [buffers.row(x, t) for x in before]
-            used = {}
+            used, seen = {}, set()
 
             def product(n, a):
+                if n in seen:
+                    raise ValueError(
+                        f"A step must use each matrix exactly once. Received: one that uses number {n} twice."
+                    )
+                seen.add(n)
+
                 @tf.custom_gradient
                 def multiply(a):
                     def gradient(dy):
@@ -102,6 +111,8 @@ def _scan(step, inputs, state, matrices, shared, mask, buffers):
             with tf.GradientTape() as tape:
                 tape.watch([now, old, shared])
                 new = masked(t, step(now, old, shared, product), old)
+            if missing := {*range(len(matrices))} - seen:
+                raise ValueError(f"A step must use each matrix exactly once. Received: one without numbers {missing}.")
             zero = tf.UnconnectedGradients.ZERO
             d_now, d_state, d_more = tape.gradient(new, (now, old, shared), d_state, unconnected_gradients=zero)
             d_shared = [total + tf.cast(d, total.dtype) for total, d in zip(d_shared, d_more, strict=True)]

@@ -25,8 +25,8 @@ class Pieces:
 
     Ids: 0 is padding, 1 unknown, 2 the end of a sentence `</s>`, all three as in `Vocabulary`; then one token for
     each language that may be translated into, `<2fr>`; then 256 bytes, which write what no piece can write; then the
-    pieces. No text makes one of the ids before the bytes, not even one that
-    holds `</s>` or `<2fr>`: those are characters like others.
+    pieces. No text makes one of the ids before the bytes, not even one that holds `</s>` or `<2fr>`: those are
+    characters like others.
 
     Text is normalised first: Unicode's form C (`e` and an accent are one character), white space of any kind one space
     between words and none at the ends; SentencePiece's own sign for a space, U+2581, is white space too. Nothing else
@@ -53,8 +53,10 @@ class Pieces:
 
     def __init__(self, model: bytes):
         self.model = model
-        self._tokenize = tf.function(lambda lines: self._tokenizer().tokenize(lines))
-        self._detokenize = tf.function(lambda ids: self._tokenizer().detokenize(ids))
+        # Traced once, for any number of lines: each trace holds the whole model.
+        lines, ids = tf.TensorSpec([None], tf.string), tf.RaggedTensorSpec([None, None], tf.int32)
+        self._tokenize = tf.function(lambda lines: self._tokenizer().tokenize(lines), [lines])
+        self._detokenize = tf.function(lambda ids: self._tokenizer().detokenize(ids), [ids])
         try:
             with tf.init_scope():  # a value, also where pieces are loaded in a function
                 names = tf.function(self._names)().numpy()
