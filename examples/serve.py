@@ -5,7 +5,7 @@
     python examples/serve.py score served --text "for key in self:" "return return ("
     python examples/serve.py continue served --text "def main(" "import" --tokens 20 --temperature 0.7
 
-    python examples/translation
+    python examples/translation.py
     python examples/serve.py translate runs/translation/moe-served --text "two hundred and one" --to fr
 
 What is exported maps strings to strings and numbers; to load it takes TensorFlow, and tensorflow_text for its

@@ -10,14 +10,14 @@ from pathlib import Path
 from tests.base import TestCase
 from tests.text.files import new_folder, write
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "translation"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "translation.py"
 SERVE = EXAMPLE.parent / "serve.py"
 
 # Ends with an exception in the second epoch, as a machine might that is taken back.
 INTERRUPTED = f"""
 import runpy, sys
-sys.path.insert(0, {str(EXAMPLE)!r})
-import train
+sys.path.insert(0, {str(EXAMPLE.parent)!r})
+from translating import train
 def interrupt(self, epoch, logs=None):
     if epoch == 1:
         raise KeyboardInterrupt
@@ -28,8 +28,8 @@ runpy.run_path({str(EXAMPLE)!r}, run_name="__main__")
 # Many commands in one process; prints for each what it says when it ends with an error instead of a traceback.
 COMPLAINTS = f"""
 import contextlib, io, json, runpy, sys
-sys.path.insert(0, {str(EXAMPLE)!r})
-main = runpy.run_path({str(EXAMPLE / "__main__.py")!r})["main"]
+sys.path.insert(0, {str(EXAMPLE.parent)!r})
+main = runpy.run_path({str(EXAMPLE)!r})["main"]
 complaints = []
 for arguments in json.loads(sys.argv[1]):
     stderr = io.StringIO()

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import keras
-from data import Data
+from translating.data import Data
 
 from tf_moe.distribute import Resume
 from tf_moe.models import Perplexity, SmoothedCrossentropy, TranslationNetwork, Translator

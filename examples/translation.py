@@ -5,9 +5,9 @@ and from French, German, Japanese, Korean, Portuguese and Spanish, and is tested
 With `--data`, files aligned by line: `train.en.gz`, `train.fr.gz`, `val.en.gz` and so on, or `news.en` and `news.fr`
 alone.
 
-    python examples/translation
-    python examples/translation --data multi30k --source en --target fr
-    python examples/translation --data multi30k --multilingual
+    python examples/translation.py
+    python examples/translation.py --data multi30k --source en --target fr
+    python examples/translation.py --data multi30k --multilingual
 
 The model is that of appendix E but for its sizes; trained by Adam with a cosine in the place of the paper's schedule,
 with clipping and, for files, label smoothing; `--gate strictly_balanced` is the paper's for one pair of languages.
@@ -23,10 +23,10 @@ import time
 from pathlib import Path
 
 import keras
-from data import Data, load
-from export import export
-from score import Outcome, import_sacrebleu, score, show_examples, show_table
-from train import network_of, train
+from translating.data import Data, load
+from translating.export import export
+from translating.score import Outcome, import_sacrebleu, score, show_examples, show_table
+from translating.train import network_of, train
 
 from tf_moe.models import TranslationNetwork, Translator
 
@@ -129,7 +129,7 @@ def main(arguments=None) -> None:
         models = [build(networks[name], name, data, options) for name in dict.fromkeys(options.models)]
         outcomes = {model.name: run(model, data, options) for model in models}
     except (ValueError, OSError, ImportError) as error:  # the message says what to do
-        sys.exit(f"examples/translation: {error}")
+        sys.exit(f"examples/translation.py: {error}")
     table = show_table(outcomes)
     (options.output / "table.md").write_text(table + "\n", encoding="utf-8")
     print(f"\n{show_examples(outcomes)}\n{table}")

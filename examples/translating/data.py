@@ -4,7 +4,7 @@ import argparse
 from typing import NamedTuple
 
 import tensorflow as tf
-from number_words import HELD_OUT, write_numbers
+from translating.number_words import HELD_OUT, write_numbers
 
 from tf_moe.text import ParallelCorpus, ParallelText, Pieces, build_pieces, count_too_long, translation_batches
 
