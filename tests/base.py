@@ -29,7 +29,7 @@ class TestCase(parameterized.TestCase, tf.test.TestCase):
 
     def tearDown(self):
         keras.backend.clear_session()
-        # What is still there is not collectable. Looking through it after every test took a quarter of the suite's time.
+        # What is still there is not garbage: to search all of it after each test took a quarter of the time.
         gc.freeze()
         super().tearDown()
 

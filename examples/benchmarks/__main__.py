@@ -76,7 +76,8 @@ def plot(rows: list[dict], path: Path, title: str) -> None:
 
 
 def say_what_moved(rows: list[dict], baseline: Path) -> None:
-    before = {int(row["experts"]): row for row in csv.DictReader(baseline.open())}
+    with baseline.open(newline="") as lines:
+        before = {int(row["experts"]): row for row in csv.DictReader(lines)}
     moved = [
         f"{row['experts']} experts, {name}: {float(before[row['experts']][name]):.1f} -> {value:.1f}"
         for row in rows

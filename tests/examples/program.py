@@ -1,0 +1,46 @@
+"""Examples run from their command line: in this process, where most of the time would be the import of TensorFlow."""
+
+import contextlib
+import io
+import runpy
+import sys
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+class Outcome(NamedTuple):
+    """What a program left, named as in `subprocess.CompletedProcess`."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(example: Path, *arguments: object) -> Outcome:
+    """Run a program, a file or a folder, as `python example arguments...` does; its exceptions are raised here.
+
+    Modules of the examples are imported anew each time: several folders have one of the same name.
+    """
+    stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+    folder = example if example.is_dir() else example.parent
+    with (
+        mock.patch.object(sys, "argv", [str(example), *map(str, arguments)]),
+        mock.patch.object(sys, "path", [str(folder), *sys.path]),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
+        try:
+            runpy.run_path(str(example), run_name="__main__")
+        except SystemExit as exit_:
+            code = exit_.code or 0
+            if isinstance(code, str):
+                stderr.write(code)
+                code = 1
+        finally:
+            for name, module in list(sys.modules.items()):
+                if str(EXAMPLES) in str(getattr(module, "__file__", None)):
+                    del sys.modules[name]
+    return Outcome(code, stdout.getvalue(), stderr.getvalue())
