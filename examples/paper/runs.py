@@ -61,6 +61,10 @@ def choose(options) -> list[Run]:
         known = {run.variant for run in runs}
         if not known.issuperset(options.variants):
             raise ValueError(f"--variants must be some of {sorted(known)}. Received: {options.variants}.")
+        if options.study == "low_resource" and "" not in options.variants:
+            raise ValueError(
+                f"low_resource compares to the plain networks. Received: --variants {options.variants}. Add ''."
+            )
         runs = [run for run in runs if run.variant in options.variants]
     return [dataclasses.replace(run, seed=seed) for seed in range(options.seeds) for run in runs]
 

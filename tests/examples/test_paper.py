@@ -69,9 +69,9 @@ class PaperTest(TestCase):
     def test_low_resource(self):
         data, folder = self.write_text(), Path(self.get_temp_dir()) / "low_resource"
         arguments = ["low_resource", "--corpus", data, "--words", "11", "--networks", "MoE-4"]
-        variants = ["shared expert", "weight decay 0.1", "both dropouts"]
+        variants = ["", "shared expert", "weight decay 0.1", "both dropouts"]
         _, rows = self.run_study(folder, *arguments, "--fractions", "0.1", "--variants", *variants)
-        self.assertLen(rows, 3)
+        self.assertLen(rows, 4)
         costs = {row["ops_per_timestep"] for row in rows}
         self.assertLen(costs, 1)  # whatever is done against overfitting
         self.assertEqual({row["fraction"] for row in rows}, {"0.1"})
@@ -95,6 +95,10 @@ class PaperTest(TestCase):
             (["low_resource"], "The generated language never ends. Pass low_resource a text"),
             (["family", "--facts", "1"], "fact_probability must be a number from 0 to under 1. Received"),
             (["balance", "--networks", "MoE-1-Wide"], "about mixtures of experts. Received: --networks with"),
+            (
+                ["low_resource", "--corpus", self.write_text(), "--variants", "both dropouts"],
+                "to the plain networks. Received: --variants ['both dropouts']. Add ''",
+            ),
             (["ablations", "--variants", "none"], "--variants must be some of ['', 'as in the paper'"),
         ):
             outcome = run(PAPER, *arguments, "--output", self.get_temp_dir())
