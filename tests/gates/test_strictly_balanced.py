@@ -8,7 +8,6 @@ from tests import references
 from tests.base import TestCase
 from tests.gates.helpers import dense, random_weights, set_weights
 from tf_moe.gates import StrictlyBalanced
-from tf_moe.gates.strictly_balanced import batchwise_choice
 
 FEW = hypothesis.settings(max_examples=20, deadline=None, database=None)
 
@@ -332,28 +331,3 @@ class StrictlyBalancedTest(TestCase):
         if training:
             m = np.clip(np.round(k * kept.sum() / experts), min(1, kept.sum()), kept.sum())
             self.assertAllEqual(routing.load, np.full(experts, m))
-
-
-class BatchwiseChoiceTest(TestCase):
-    def test_against_the_reference(self):
-        for tokens, experts, k in ((12, 4, 1), (12, 4, 3), (7, 3, 2), (2, 9, 1), (5, 5, 5)):
-            scores = self.rng.uniform(0, 1, (tokens, experts)).astype("float32")
-            m = max(1, round(k * tokens / experts))
-            self.assertAllEqual(batchwise_choice(scores, k), references.batchwise_mask(scores, m).astype(bool))
-
-    def test_m_is_rounded_but_at_least_one(self):
-        # 10 tokens over 4 experts: k = 1 asks for 2.5, k = 3 for 7.5 (to the even one); over 40, for 0.25.
-        for experts, k, m in ((4, 1, 2), (4, 3, 8), (40, 1, 1), (3, 1, 3), (3, 2, 7)):
-            chosen = batchwise_choice(self.rng.uniform(0, 1, (10, experts)).astype("float32"), k)
-            self.assertAllEqual(tf.math.count_nonzero(chosen, axis=0), np.full(experts, m))
-
-    def test_ties_turn_with_the_expert(self):
-        # 4 tokens, 2 experts, m = 2: expert 0 takes tokens 0 1, expert 1 tokens 2 3.
-        self.assertAllEqual(batchwise_choice(tf.ones([4, 2]), 1), [[1, 0], [1, 0], [0, 1], [0, 1]])
-
-    def test_has_no_gradient(self):
-        scores = tf.constant(self.rng.uniform(0, 1, (4, 2)), tf.float32)
-        with tf.GradientTape() as tape:
-            tape.watch(scores)
-            y = tf.reduce_sum(tf.cast(batchwise_choice(scores, 1), tf.float32))
-        self.assertIsNone(tape.gradient(y, scores))
