@@ -190,7 +190,7 @@ def z_loss(logits: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
     >>> float(z_loss(tf.math.log([[1.0, 2.0, 5.0], [0.5, 0.25, 0.25]])))  # (log(8)^2 + log(1)^2) / 2
     2.16...
 
-    Reference: section 3.1, equation 5, of Zoph et al. (2022), ST-MoE.
+    Reference: section 3.3, equation 5, of Zoph et al. (2022), ST-MoE.
     """
     logits = tf.cast(logits, tf.float32)
     if mask is not None:
@@ -226,7 +226,7 @@ def top_k_probability(
 
 
 def _mean(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    """Mean of the finite values of unmasked tokens, 0 where there are none. Both arguments are of one shape."""
+    """Mean over the unmasked tokens, 0 where there are none; the values of masked ones must be finite too."""
     counted = tf.ones_like(values) if mask is None else tf.cast(mask, values.dtype)
     return tf.math.divide_no_nan(tf.reduce_sum(values * counted), tf.reduce_sum(counted))
 

@@ -248,35 +248,11 @@ class StrictlyBalancedTest(TestCase):
 
     # --- platform ---
 
-    def test_xla_gives_the_same(self):
-        for name, training in (("random", True), ("random", False), ("untrained", True)):
-            gate, x = self.gate(4, 5, 2) if name == "random" else StrictlyBalanced(5, 2), self.normal(40, 4)
-            mask, a = tf.constant(self.rng.integers(0, 4, 40) > 0), self.normal(40, 5)
-            gate(x)  # builds it where it is new
-
-            def both(gate=gate, training=training, a=a, mask=mask, x=x):
-                with tf.GradientTape() as tape:
-                    routing = gate(x, mask=mask, training=training)
-                    gates = dense(routing, 5)
-                    y = tf.reduce_sum(a * gates) + tf.reduce_sum(routing.importance)
-                return gates, routing.importance, routing.load, routing.loss, tape.gradient(y, gate.kernel)
-
-            for got, expected in zip(tf.function(both, jit_compile=True)(), both(), strict=True):
-                self.assertAllClose(got, expected, rtol=1e-3, atol=1e-4)
-
-    def test_unknown_number_of_tokens(self):
-        gate = self.gate(3, 4, 2)
-        for training in (False, True):
-            call = tf.function(
-                lambda x, training=training: gate(x, training=training),
-                input_signature=[tf.TensorSpec([None, 3], tf.float32)],
-            )
-            for tokens in (8, 1, 0):
-                x = self.normal(tokens, 3)
-                routing, expected = call(x), gate(x, training=training)
-                self.assertAllClose(dense(routing, 4), dense(expected, 4))
-                self.assertAllClose(routing.load, expected.load)
-                self.assertAllClose(routing.loss, expected.loss)
+    def test_xla_breaks_ties_the_same(self):
+        gate, x, mask = StrictlyBalanced(5, 2), self.normal(40, 4), tf.constant(self.rng.integers(0, 4, 40) > 0)
+        gate.build(x.shape)
+        compiled = tf.function(lambda: dense(gate(x, mask=mask, training=True), 5), jit_compile=True)()
+        self.assertAllClose(compiled, dense(gate(x, mask=mask, training=True), 5))
 
     def test_float32_under_a_policy_of_bfloat16(self):
         keras.config.set_dtype_policy("mixed_bfloat16")

@@ -52,7 +52,7 @@ class DenseSoftmax(LinearGate):
         **kwargs,
     ):
         num_experts = checks.integer("num_experts", num_experts)
-        k = check_fixed(k, num_experts, "a dense gate sends every token to all num_experts experts")
+        k = check_fixed(k, num_experts, "a dense gate sends every token to every expert")
         super().__init__(num_experts, k, kernel_initializer, seed, z_loss_weight, **kwargs)
 
     def call(self, inputs, mask=None, training=False) -> Routing:

@@ -48,7 +48,7 @@ class ExpertChoice(LinearGate):
     >>> gate(tf.random.normal([8, 16])).load
     <tf.Tensor: shape=(4,), dtype=float32, numpy=array([4., 4., 4., 4.], dtype=float32)>
 
-    Reference: section 3.2 of Zhou et al. (2022), Mixture-of-Experts with Expert Choice Routing.
+    Reference: section 3 of Zhou et al. (2022), Mixture-of-Experts with Expert Choice Routing.
     """
 
     def call(self, inputs, mask=None, training=False) -> Routing:

@@ -34,8 +34,8 @@ class NoisyTopK(LinearGate):
             the number of tokens, which has no gradient: only the importance loss balances then.
         z_loss_weight: Weight of the router z-loss of the logits without noise, `tf_moe.losses.z_loss`. Default 0.0.
         normalize: Over which experts a token's weights are a softmax: "chosen", the paper's and the default, where they
-            sum to 1; or "all", where they are the probabilities among all experts, so that an expert weighs less where
-            the gate is less sure, and the gate learns from the experts that were not chosen too.
+            sum to 1; or "all", where they are the probabilities among all experts, so that they are smaller where the
+            gate is less sure, and the logits that were not chosen learn too.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:

@@ -51,7 +51,7 @@ class Switch(LinearGate):
     >>> layer.route(tf.random.normal([5, 16])).expert_index.shape
     TensorShape([5, 1])
 
-    Reference: section 2.1, 2.2 and 2.4 of Fedus et al. (2021), Switch Transformers.
+    Reference: sections 2.1, 2.2 and 2.4 of Fedus et al. (2021), Switch Transformers; the jitter is in appendix C.
     """
 
     def __init__(
