@@ -1,4 +1,5 @@
-"""The paper's formulas in plain NumPy, float64, one loop an index: slow, and to be read beside the paper.
+"""The paper's formulas, and those of later gates, in plain NumPy, float64, one loop an index: slow, and to be read
+beside the papers.
 
 Legend: T tokens, D width, E experts, a groups of b experts, K chosen.
 """
@@ -35,12 +36,12 @@ def top_k_set(v, k):
     return sorted(range(len(v)), key=lambda i: -v[i])[:k]
 
 
-def gate_values(logits, k):
-    """softmax(KeepTopK(H(x), k)) of one token; for k = 1 the softmax among all, kept where it is largest."""
+def gate_values(logits, k, normalize="chosen"):
+    """softmax(KeepTopK(H(x), k)) of one token; for k = 1, or "all", the softmax among all, kept where it is largest."""
     chosen = top_k_set(logits, k)
     kept = np.full(len(logits), -np.inf)
     kept[chosen] = np.asarray(logits)[chosen]
-    if k > 1:
+    if k > 1 and normalize == "chosen":
         return softmax(kept)
     return np.where(np.isfinite(kept), softmax(np.asarray(logits)), 0.0)
 
@@ -125,6 +126,31 @@ def threshold_loss(scores, thresholds, chosen):
             above = float(scores[j, i] > thresholds[i])
             total += (above - chosen[j, i]) * (scores[j, i] - thresholds[i])
     return total / tokens
+
+
+def switch(logits):
+    """Fedus et al. (2021): gate values (T, E), a token's probability of its likeliest expert; and their loss."""
+    tokens, experts = logits.shape
+    p = np.array([softmax(h) for h in logits])
+    gates = np.array([np.where(np.arange(experts) == np.argmax(row), row, 0.0) for row in p])
+    f, mean = (gates > 0).sum(axis=0) / tokens, p.sum(axis=0) / tokens
+    return gates, experts * sum(f[i] * mean[i] for i in range(experts))
+
+
+def sinkhorn(scores, iterations):
+    """Positive scores (T, E) with rows and then columns divided by their sums, so many times."""
+    plan = scores.copy()
+    for _ in range(iterations):
+        for t in range(len(plan)):
+            plan[t] = plan[t] / plan[t].sum()
+        for i in range(plan.shape[1]):
+            plan[:, i] = plan[:, i] / plan[:, i].sum()
+    return plan
+
+
+def z_loss(logits):
+    """Zoph et al. (2022), equation 5."""
+    return sum(math.log(sum(math.exp(h) for h in row)) ** 2 for row in logits) / len(logits)
 
 
 def gradients(function, arrays, step=1e-6):

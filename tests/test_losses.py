@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tests import references
 from tests.base import TestCase
 from tf_moe import losses
-from tf_moe.losses import cv_squared, importance, smooth_load, threshold_loss
+from tf_moe.losses import cv_squared, importance, smooth_load, switch_loss, threshold_loss, z_loss
 
 FEW = hypothesis.settings(max_examples=20, deadline=None, database=None)
 
@@ -250,3 +250,65 @@ class ThresholdLossTest(TestCase):
         loss, slope = self.loss_and_slope(np.ones((2, 3)), np.zeros(3), np.zeros((2, 3), bool), mask)
         self.assertEqual(float(loss), 0.0)
         self.assertAllEqual(slope, np.zeros(3))
+
+
+class SwitchLossTest(TestCase):
+    def test_by_hand(self):
+        # f is 3/4 1/4, P the mean of the rows, 3/4 1/4: 2 * (9/16 + 1/16).
+        self.assertAllClose(switch_loss([3.0, 1.0], [[0.6, 0.4], [0.9, 0.1]]), 1.25)
+        self.assertAllClose(switch_loss([2.0, 2.0], [[0.6, 0.4], [0.9, 0.1]]), 1.0)  # even loads
+        self.assertAllClose(switch_loss([0.0, 0.0, 5.0], [[0.0, 0.0, 1.0]] * 5), 3.0)  # the worst there is
+
+    def test_gradient_is_that_of_the_probabilities_alone(self):
+        load, probabilities = self.rng.uniform(0, 5, 3), self.rng.uniform(0, 1, (4, 3))
+        to_load, slope = gradient_of(switch_loss, load, probabilities)
+        self.assertIsNone(to_load)
+        self.assertAllClose(slope, np.tile(3 * load / load.sum() / 4, (4, 1)), rtol=1e-5)
+
+    def test_masked_tokens_count_nothing(self):
+        load, p, mask = self.normal(3) ** 2, self.normal(6, 3) ** 2, np.array([1, 0, 1, 1, 0, 1], bool)
+        expected = switch_loss(load, p[mask])
+        p[~mask] = np.nan
+        self.assertAllClose(switch_loss(load, p, tf.constant(mask)), expected)
+        (slope,) = gradient_of(lambda p: switch_loss(load, p, tf.constant(mask)), p)
+        self.assertAllEqual(np.isfinite(slope), np.ones((6, 3)))
+
+    def test_no_tokens(self):
+        self.assertEqual(float(switch_loss(tf.zeros(3), tf.zeros([0, 3]))), 0.0)
+        self.assertEqual(float(switch_loss(tf.zeros(3), tf.zeros([2, 3]), tf.zeros(2, tf.bool))), 0.0)
+
+    def test_wrong_shape_raises(self):
+        with self.assertRaisesRegex(ValueError, r"Received: load \(2,\), probabilities \(4, 3\)"):
+            switch_loss(tf.zeros(2), tf.zeros([4, 3]))
+
+
+class ZLossTest(TestCase):
+    def test_by_hand(self):
+        # The sums of the exponentials are 8 and 1.
+        logits = np.log([[1.0, 2.0, 5.0], [0.5, 0.25, 0.25]])
+        self.assertAllClose(z_loss(logits), np.log(8) ** 2 / 2)
+        self.assertAllClose(z_loss(logits.reshape(2, 1, 3)), np.log(8) ** 2 / 2)  # any leading dimensions
+        self.assertEqual(z_loss(tf.constant(logits, tf.bfloat16)).dtype, tf.float32)
+
+    def test_values_and_gradients(self):
+        logits = 2 * self.rng.standard_normal((5, 4))
+        self.assertAllClose(z_loss(logits), references.z_loss(logits), rtol=1e-5)
+        expected = references.gradients(references.z_loss, [logits])[0]
+        self.assertAllClose(gradient_of(z_loss, logits)[0], expected, rtol=1e-3, atol=1e-5)
+
+    def test_masked_tokens_count_nothing_and_may_be_nan(self):
+        logits, mask = self.normal(6, 4), np.array([1, 0, 1, 1, 0, 1], bool)
+        expected = z_loss(logits[mask])
+        logits[~mask] = np.nan
+        self.assertAllClose(z_loss(logits, mask), expected)
+        slope = gradient_of(lambda x: z_loss(x, mask), logits)[0].numpy()
+        self.assertAllEqual(np.isfinite(slope), np.ones((6, 4)))
+        self.assertAllEqual(slope[~mask], np.zeros((2, 4)))
+
+    def test_no_tokens(self):
+        self.assertEqual(float(z_loss(tf.zeros([0, 3]))), 0.0)
+        self.assertEqual(float(z_loss(tf.zeros([2, 3]), tf.zeros(2, tf.bool))), 0.0)
+
+    def test_wrong_mask_raises(self):
+        with self.assertRaisesRegex(ValueError, r"mask \(3,\), inputs \(2, 4\)"):
+            z_loss(tf.zeros([2, 4]), tf.ones(3, tf.bool))

@@ -1,4 +1,4 @@
-"""The balance losses of the paper (section 4 and appendix A) as pure functions, in float32."""
+"""The losses of gates as pure functions, in float32: the paper's (section 4, appendices A and F), and later ones."""
 
 import tensorflow as tf
 
@@ -130,8 +130,73 @@ def threshold_loss(
     checks.same_shape(scores=scores, chosen=chosen)
     above = tf.cast(scores > thresholds, tf.float32)
     loss = tf.reduce_sum((above - chosen) * (scores - thresholds), axis=-1)
-    counted = tf.ones_like(loss) if mask is None else tf.cast(checks.mask(mask, scores), tf.float32)
-    return tf.math.divide_no_nan(tf.reduce_sum(loss * counted), tf.reduce_sum(counted))
+    return _mean(loss, None if mask is None else checks.mask(mask, scores))
+
+
+def switch_loss(load: tf.Tensor, probabilities: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
+    """Balance loss of the Switch Transformer: E * sum_i f_i P_i.
+
+    f_i is the share of all assignments that expert i has, without gradient, and P_i its mean probability over the
+    tokens. It is 1 where either is even, and E where all tokens surely go to one expert.
+
+    Args:
+        load: Number of tokens assigned to each expert, `(E,)`.
+        probabilities: Of every expert, for every token, `(T, E)`.
+        mask: Optional bool `(T,)`; tokens where it is False count nothing. (They should not in `load`.)
+
+    Returns:
+        A float32 scalar, 0 for a batch without tokens.
+
+    Raises:
+        ValueError: If shapes do not fit.
+
+    Example:
+
+    >>> float(switch_loss([3.0, 1.0], [[0.6, 0.4], [0.9, 0.1]]))  # 2 * (3/4 * 3/4 + 1/4 * 1/4)
+    1.25
+
+    Reference: section 2.2, equations 4 to 6, of Fedus et al. (2021), Switch Transformers.
+    """
+    load, probabilities = tf.stop_gradient(tf.cast(load, tf.float32)), tf.cast(probabilities, tf.float32)
+    if not load.shape.is_compatible_with(probabilities.shape[-1:]):
+        raise ValueError(
+            "load must be (E,) where probabilities are (T, E). "
+            f"Received: load {load.shape}, probabilities {probabilities.shape}."
+        )
+    if mask is not None:
+        mask = checks.mask(mask, probabilities)
+        probabilities = tf.where(tf.expand_dims(mask, -1), probabilities, 0.0)
+    share = tf.math.divide_no_nan(load, tf.reduce_sum(load))
+    return load.shape[-1] * _mean(tf.reduce_sum(probabilities * share, axis=-1), mask)
+
+
+def z_loss(logits: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
+    """Router z-loss: the mean over the tokens of logsumexp(logits)^2.
+
+    It keeps logits small, where a softmax is exact. A usual weight is 0.001.
+
+    Args:
+        logits: `(..., E)`.
+        mask: Optional bool, shaped as the leading dimensions; tokens where it is False count nothing, and may be NaN.
+
+    Returns:
+        A float32 scalar, 0 for a batch without tokens.
+
+    Raises:
+        ValueError: If the mask has another shape.
+
+    Example:
+
+    >>> float(z_loss(tf.math.log([[1.0, 2.0, 5.0], [0.5, 0.25, 0.25]])))  # (log(8)^2 + log(1)^2) / 2
+    2.16...
+
+    Reference: section 3.3, equation 5, of Zoph et al. (2022), ST-MoE.
+    """
+    logits = tf.cast(logits, tf.float32)
+    if mask is not None:
+        mask = checks.mask(mask, logits)
+        logits = tf.where(tf.expand_dims(mask, -1), logits, 0.0)
+    return _mean(tf.square(tf.reduce_logsumexp(logits, axis=-1)), mask)
 
 
 def top_k_probability(
@@ -158,6 +223,12 @@ def top_k_probability(
     # Not a quotient: where logits are huge its gradient is 0 * inf.
     precision = tf.math.reciprocal(tf.maximum(noise_stddev, _SMALLEST_STDDEV))
     return _normal_cdf((clean_logits - threshold) * precision)
+
+
+def _mean(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+    """Mean over the unmasked tokens, 0 where there are none; the values of masked ones must be finite too."""
+    counted = tf.ones_like(values) if mask is None else tf.cast(mask, values.dtype)
+    return tf.math.divide_no_nan(tf.reduce_sum(values * counted), tf.reduce_sum(counted))
 
 
 def _normal_cdf(x: tf.Tensor) -> tf.Tensor:

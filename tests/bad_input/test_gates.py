@@ -2,7 +2,7 @@ from absl.testing import parameterized
 
 from tests.bad_input.base import BadInput, zeros
 from tf_moe import gates
-from tf_moe.gates import Hierarchical, NoisyTopK, StrictlyBalanced
+from tf_moe.gates import DenseSoftmax, ExpertChoice, Hierarchical, NoisyTopK, Sinkhorn, StrictlyBalanced, Switch
 
 
 class GatesTest(BadInput):
@@ -14,11 +14,27 @@ class GatesTest(BadInput):
         ("noisy_config", lambda: NoisyTopK.from_config({"num_experts": 4}), TypeError, "'k'"),
         ("balanced_fraction", lambda: StrictlyBalanced(4, 1.5), ValueError, "k=1.5"),
         ("balanced_seed", lambda: StrictlyBalanced(4, 2, seed=1.5), ValueError, "seed=1.5"),
+        ("noisy_normalize", lambda: NoisyTopK(4, 2, normalize="none"), ValueError, "'chosen', 'all'.*normalize='none'"),
+        ("noisy_z_loss", lambda: NoisyTopK(4, 2, z_loss_weight=-1), ValueError, "z_loss_weight=-1"),
+        (
+            "hierarchical_z_loss",
+            lambda: Hierarchical((2, 2), (1, 1), z_loss_weight="1"),
+            ValueError,
+            "z_loss_weight='1'",
+        ),
+        ("switch_k", lambda: Switch(4, 2), ValueError, "k must be 1, or None.*k=2"),
+        ("switch_pair", lambda: Switch((2, 2), 1), ValueError, r"num_experts=\(2, 2\)"),
+        ("switch_jitter", lambda: Switch(4, jitter=1), ValueError, "jitter=1"),
+        ("switch_loss", lambda: Switch(4, aux_loss_weight=float("nan")), ValueError, "aux_loss_weight=nan"),
+        ("dense_k", lambda: DenseSoftmax(4, 2), ValueError, "k must be 4, or None.*k=2"),
+        ("dense_experts", lambda: DenseSoftmax("4"), ValueError, "num_experts='4'"),
+        ("choice_k", lambda: ExpertChoice(4, 1.25), ValueError, "k=1.25"),
+        ("sinkhorn_iterations", lambda: Sinkhorn(4, 1, iterations=2.5), ValueError, "iterations=2.5"),
         ("hierarchical_number", lambda: Hierarchical(16, (2, 2)), ValueError, "must be a pair.*num_experts=16"),
         ("hierarchical_text", lambda: Hierarchical("ab", (1, 1)), ValueError, "num_experts='ab'"),
         ("hierarchical_true", lambda: Hierarchical((True, 2), (1, 1)), ValueError, r"num_experts\[0\]=True"),
         ("hierarchical_triple", lambda: Hierarchical((2, 2), (1, 1, 1)), ValueError, r"k=\(1, 1, 1\)"),
-        ("get_unknown", lambda: gates.get("switch", 4, 2), ValueError, "gate='switch'"),
+        ("get_unknown", lambda: gates.get("top_k", 4, 2), ValueError, "gate='top_k'"),
         ("get_list", lambda: gates.get(["noisy_top_k"], 4, 2), ValueError, r"gate=\['noisy_top_k'\]"),
         ("get_one_level", lambda: gates.get("hierarchical", 4, 2), ValueError, "must be a pair.*num_experts=4"),
         ("get_two_levels", lambda: gates.get("strictly_balanced", (2, 4), 1), ValueError, r"num_experts=\(2, 4\)"),

@@ -105,7 +105,7 @@ class SparseMoETest(BadInput):
     @parameterized.named_parameters(
         ("missing_key", {}, TypeError, "'num_experts'"),
         ("unknown_key", {"num_experts": 4, "expert_hidden": 2, "colour": 1}, ValueError, "'colour': 1"),
-        ("unknown_gate", {"num_experts": 4, "expert_hidden": 2, "gate": "switch"}, ValueError, "gate='switch'"),
+        ("unknown_gate", {"num_experts": 4, "expert_hidden": 2, "gate": "top_k"}, ValueError, "gate='top_k'"),
         ("empty_gate", {"num_experts": 4, "expert_hidden": 2, "gate": {}}, ValueError, "gate={}"),
         ("number_for_experts", {"num_experts": 4, "expert": 3}, ValueError, "expert=3"),
         ("words_for_experts", {"num_experts": 2, "k": 1, "expert": ["a", "b"]}, ValueError, "Received: 'a'"),

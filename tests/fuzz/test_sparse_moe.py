@@ -1,7 +1,7 @@
 """The layer with any arguments, on any finite input: right, or refused before anything is computed."""
 
 from fractions import Fraction
-from math import ceil, prod
+from math import ceil, erf, prod
 
 import hypothesis
 import hypothesis.strategies as st
@@ -12,6 +12,7 @@ from tests.base import TestCase
 from tests.dispatch.reference import fill_buffers
 from tests.fuzz.base import examples
 from tests.references import softmax
+from tf_moe.gates import ExpertChoice, Sinkhorn, Switch
 from tf_moe.layers import SparseMoE
 
 # Of the numbers that a layer computes with, the distance of 1 from the next, in the half precisions that of products.
@@ -20,19 +21,20 @@ ROUNDING = {"float32": 2e-6, "float64": 2e-6, "mixed_bfloat16": 2e-2, "mixed_flo
 SCALES = [0.0, 1e-40, 1e-30, 1e-4, 1.0, 1e4, 1e30]
 
 KINDS = ("kernel", "bias")
+ONE_LEVEL = ("noisy_top_k", "strictly_balanced", "switch", "dense_softmax", "expert_choice", "sinkhorn")
 ODD = st.sampled_from([0, -1, 12, 2.0, "2", None, True, (2,), (1, 2, 3), [2, 2], float("nan"), np.int64(2)])
 
 
 @st.composite
 def valid_arguments(draw):
     """Arguments of a layer that can be."""
-    gate = draw(st.sampled_from(["noisy_top_k", "hierarchical", "strictly_balanced"]))
+    gate = draw(st.sampled_from([*ONE_LEVEL, "hierarchical"]))
     if gate == "hierarchical" or (gate == "noisy_top_k" and draw(st.booleans())):
         num_experts = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
         k = tuple(draw(st.integers(1, n)) for n in num_experts)
     else:
         num_experts = draw(st.integers(1, 9))
-        k = draw(st.integers(1, num_experts))
+        k = {"switch": 1, "dense_softmax": num_experts}.get(gate) or draw(st.integers(1, num_experts))
     return {
         "num_experts": num_experts,
         "k": k,
@@ -51,7 +53,7 @@ any_arguments = st.fixed_dictionaries(
     {
         "num_experts": st.integers(1, 4) | st.tuples(st.integers(1, 3), st.integers(1, 3)) | ODD,
         "k": st.integers(1, 4) | st.tuples(st.integers(1, 3), st.integers(1, 3)) | ODD,
-        "gate": st.sampled_from(["noisy_top_k", "strictly_balanced", "hierarchical", "switch", 3]),
+        "gate": st.sampled_from([*ONE_LEVEL, "hierarchical", "top_k", 3]),
         "capacity_factor": st.sampled_from([None, 0.1, 1, 1.25, 7.5, 0, -1.0, "1", float("inf")]),
         "drop_by": st.sampled_from(["position", "weight", "luck"]),
     }
@@ -73,7 +75,9 @@ def is_valid(num_experts, k, gate, capacity_factor, drop_by, **_):
         fits = all(levels) and len(num_experts) == len(k) == 2 and all(map(is_choice, num_experts, k))
         fits = fits and gate in ("noisy_top_k", "hierarchical")
     else:
-        fits = is_choice(num_experts, k) and gate in ("noisy_top_k", "strictly_balanced")
+        fixed = {"switch": 1, "dense_softmax": num_experts}.get(gate, k)
+        k = fixed if k is None else k
+        fits = is_choice(num_experts, k) and k == fixed and gate in ONE_LEVEL
     return fits and capacity_factor in (None, 0.1, 1, 1.25, 7.5) and drop_by != "luck"
 
 
@@ -89,7 +93,7 @@ class Reference:
         self.experts, self.k = layer.total_experts, layer.total_k
         self.weights = {w.path.split("/", 1)[1]: w.numpy().astype(np.float64) for w in layer.weights}
 
-    def check_routing(self, routing, noise):
+    def check_routing(self, routing, noise, training):
         """Every token has its best experts, with the weights that the paper gives them."""
         gates = routing.gates.numpy().astype(np.float64)
         self.test.assertAllEqual(gates[~self.mask], np.zeros_like(gates[~self.mask]))
@@ -98,15 +102,20 @@ class Reference:
                 self._check_levels(t, gates[t].reshape(self.layer.num_experts), noise)
             else:
                 logits, slack = self._logits(t, *self._kernels(""), noise)
-                self._check_choice(gates[t], logits, slack, self.layer.k)
+                if isinstance(self.layer.gate, Sinkhorn):
+                    self._check_sigmoids(gates[t], logits, slack, training)
+                else:
+                    self._check_choice(gates[t], logits, slack, self.layer.k)
         self.test.assertAllClose(routing.importance, gates.sum(0), rtol=1e-4, atol=1e-4)
 
     def _kernels(self, prefix):
-        return self.weights[f"gate/{prefix}kernel"], self.weights[f"gate/{prefix}noise_kernel"]
+        return self.weights[f"gate/{prefix}kernel"], self.weights.get(f"gate/{prefix}noise_kernel")
 
     def _logits(self, t, kernel, noise_kernel, noise):
         """A token's logits, and how far rounding may take them from that."""
         x = self.x[t]
+        if isinstance(self.layer.gate, Switch) and noise is not None:
+            x, noise = x * (1 + self.layer.gate.jitter * np.vectorize(erf)(noise[t] / 2**0.5)), None
         logits, size = x @ kernel, np.abs(x) @ np.abs(kernel)
         if noise is not None:
             stddev = np.logaddexp(0.0, x @ noise_kernel)
@@ -129,6 +138,19 @@ class Reference:
         self.test.assertGreaterEqual(logits[chosen].min(), others.max(initial=-np.inf) - 2 * slack)
         expected = softmax(logits[chosen]) if k > 1 else softmax(logits)[chosen]
         self.test.assertAllClose(weights[chosen], expected, rtol=1e-4 + 4 * slack, atol=1e-5)
+
+    def _check_sigmoids(self, weights, logits, slack, training):
+        """That the weights are the sigmoids of k logits, at evaluation of the largest."""
+        chosen, expected = weights > 0, 1 / (1 + np.exp(np.clip(-logits, None, 700)))
+        self.test.assertLessEqual(np.count_nonzero(chosen), self.layer.k)
+        self.test.assertTrue(np.all(weights <= 1))
+        if slack > 0.01:
+            return
+        self.test.assertAllClose(weights[chosen], expected[chosen], rtol=1e-4 + 4 * slack, atol=1e-5)
+        if logits.min() > -80:  # else a weight may round to zero
+            self.test.assertEqual(np.count_nonzero(chosen), self.layer.k)
+            if not training:
+                self.test.assertGreaterEqual(logits[chosen].min(), logits[~chosen].max(initial=-np.inf) - 2 * slack)
 
     def _check_levels(self, t, weights, noise):
         """The same on both levels. Groups are told by their weights, which are those of their experts together."""
@@ -153,7 +175,7 @@ class Reference:
         self.test.assertFalse(chosen[~self.mask].any())
         if slack > 0.01:
             return
-        if training:
+        if training or isinstance(self.layer.gate, ExpertChoice):
             for i in range(self.experts):
                 m = int(np.clip(np.round(np.float32(self.layer.k * size / self.experts)), min(1, size), size))
                 inside, outside = scores[self.mask & chosen[:, i], i], scores[self.mask & ~chosen[:, i], i]
@@ -279,10 +301,10 @@ class SparseMoETest(TestCase):
         routing = layer.route(inputs, mask=mask, training=training)
         counted = np.ones(tokens, bool) if mask is None else mask.ravel()
         reference = Reference(self, layer, tf.cast(x, tf.float64).numpy(), counted)
-        if arguments["gate"] == "strictly_balanced":
+        if arguments["gate"] in ("strictly_balanced", "expert_choice"):
             reference.check_balanced(routing, training)
         else:
-            reference.check_routing(routing, drawn[0].numpy() if training else None)
+            reference.check_routing(routing, drawn[0].numpy() if drawn else None, training)
         expected, size = reference.output(routing)
         error = np.abs(tf.reshape(tf.cast(y, tf.float64), [-1, width]).numpy() - expected)
         self.assertLessEqual((error / (size + 1e-30)).max(initial=0), ROUNDING[arguments["dtype"]])

@@ -39,6 +39,13 @@ def random_weights(gate, width, rng, scale=0.5):
     return gate
 
 
+def skewed(gate, x):
+    """The gate and tokens that share a feature for which some experts are everybody's favourites."""
+    gate.kernel.assign(np.concatenate([[np.linspace(0, 4, gate.num_experts)], gate.kernel.numpy()[1:]]))
+    x[:, 0] = 1.0
+    return gate, x
+
+
 def measure(gate, x, experts, coefficients, **kwargs):
     """A scalar of gate values, importance and load, each times coefficients; its gradients to the gate's weights."""
     over_gates, over_importance, over_load = (tf.constant(c, tf.float32) for c in coefficients)

@@ -38,3 +38,4 @@ class ChoiceTest(TestCase):
         logits = tf.math.log([[1.0, 2.0, 5.0]])
         self.assertAllClose(softmax_of_chosen(tf.math.log([[5.0, 2.0]]), logits), [[5 / 7, 2 / 7]])
         self.assertAllClose(softmax_of_chosen(tf.math.log([[5.0]]), logits), [[5 / 8]])
+        self.assertAllClose(softmax_of_chosen(tf.math.log([[5.0, 2.0]]), logits, "all"), [[5 / 8, 2 / 8]])

@@ -3,19 +3,17 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
+from tests import references
 from tests.base import TestCase
+from tests.gates.helpers import dense, random_weights, set_weights
 from tf_moe import gates
 from tf_moe.losses import cv_squared
 
 
 class GetTest(TestCase):
-    def test_every_name(self):
-        for name, kind in gates.GATES.items():
-            num_experts, k = ((4, 2), (2, 1)) if name == "hierarchical" else (4, 2)
-            gate = gates.get(name, num_experts, k, seed=7)
-            self.assertIs(type(gate), kind)
-            self.assertEqual((gate.num_experts, gate.k, gate.seed), (num_experts, k, 7))
-        self.assertGreaterEqual(set(gates.GATES), {"noisy_top_k", "hierarchical", "strictly_balanced"})
+    def test_the_paper_has_these(self):
+        """What each does is tested in `test_every_gate.py`."""
+        self.assertContainsSubset({"noisy_top_k", "hierarchical", "strictly_balanced"}, set(gates.GATES))
         self.assertIsNone(gates.get("noisy_top_k", 4, 2).seed)
 
     def test_pairs_make_noisy_top_k_hierarchical(self):
@@ -30,7 +28,7 @@ class GetTest(TestCase):
             gates.get("strictly_balanced", (4, 2), (2, 1))
 
     def test_unknown_names_the_known(self):
-        for identifier in ("switch", None, 3):
+        for identifier in ("top_k", None, 3):
             with self.assertRaisesRegex(ValueError, rf"hierarchical.*noisy_top_k.*Received: gate={identifier!r}"):
                 gates.get(identifier, 4, 2)
 
@@ -39,6 +37,14 @@ class GetTest(TestCase):
             self.assertIs(gates.get(gate, 4, 2), gate)
         gate = gates.Hierarchical((4, 2), (2, 1))
         self.assertIs(gates.get(gate, [4, 2], [2, 1]), gate)
+
+    def test_k_may_be_left_to_a_gate_that_has_no_choice_of_it(self):
+        self.assertEqual((gates.get("switch", 4, None).k, gates.get("dense_softmax", 4, None).k), (1, 4))
+        gate = gates.Hierarchical((4, 2), (2, 1))
+        self.assertIs(gates.get(gate, (4, 2), None), gate)
+        for name in ("noisy_top_k", "strictly_balanced", "expert_choice", "sinkhorn"):
+            with self.assertRaisesRegex(ValueError, "k must be a positive integer. Received: k=None"):
+                gates.get(name, 4, None)
 
     def test_a_gate_for_other_numbers_raises(self):
         gate = gates.NoisyTopK(4, 2)
@@ -60,21 +66,42 @@ class GetTest(TestCase):
                 gates.get(config, 5, 2)
 
 
-class MaskTest(TestCase):
-    def test_masked_tokens_may_hold_anything(self):
-        """NaN in them reaches no statistic and no gradient."""
-        for name in gates.GATES:
-            num_experts, k = ((3, 2), (2, 1)) if name == "hierarchical" else (4, 2)
-            gate = gates.get(name, num_experts, k)
-            x, mask = self.normal(9, 5), np.arange(9) % 3 > 0
-            x[0] = np.nan
+class NormalizeTest(TestCase):
+    @parameterized.parameters((gates.NoisyTopK, 6, 3), (gates.NoisyTopK, 6, 1), (gates.Hierarchical, (3, 4), (2, 2)))
+    def test_over_all(self, kind, num_experts, k):
+        """The same choice and load; weights are the probabilities among all, and all logits learn from them."""
+        chosen, over_all = (kind(num_experts, k, seed=1, normalize=n) for n in ("chosen", "all"))
+        x, total = self.normal(20, 5), int(np.prod(num_experts))
+        random_weights(over_all, 5, self.rng)
+        chosen.build(x.shape)
+        chosen.set_weights(over_all.get_weights())
+        kernel = over_all.kernel.numpy().astype("float64")
+        for training in (False, True):
+            ours, other = over_all(x, training=training), chosen(x, training=training)  # one seed, so one noise
+            self.assertAllEqual(ours.expert_index, other.expert_index)
+            self.assertAllClose(ours.load, other.load, rtol=1e-5)
+            self.assertAllClose(ours.importance, dense(ours, total).numpy().sum(axis=0), atol=1e-5)
+        logits, gates_found = x @ kernel, dense(over_all(x), total).numpy()
+        expected = np.array([references.gate_values(row, np.ravel(k)[0], "all") for row in logits])
+        if kind is gates.Hierarchical:
+            groups = over_all.group_kernel.numpy().astype("float64")
+            second = [[references.gate_values(t @ group, k[1], "all") for group in groups] for t in x]
+            expected = (expected[:, :, None] * np.array(second)).reshape(20, total)
+        self.assertAllClose(gates_found, expected, rtol=1e-4, atol=1e-5)
+
+    def test_a_logit_that_is_not_chosen_learns(self):
+        for normalize, learns in (("chosen", False), ("all", True)):
+            gate = set_weights(gates.NoisyTopK(3, 2, normalize=normalize), 1, kernel=[[2.0, 1.0, 0.0]])
             with tf.GradientTape() as tape:
-                routing = gate(x, mask=mask, training=True)
-                loss = cv_squared(routing.importance) + cv_squared(routing.load) + routing.loss
-            self.assertAllEqual(routing.combine_weights[0], np.zeros(routing.combine_weights.shape[1]))
-            values = [routing.importance, routing.load, *tape.gradient(loss, gate.trainable_variables)]
-            for value in values:
-                self.assertTrue(np.all(np.isfinite(value)), name)
+                y = tf.reduce_sum(gate(np.ones((1, 1), "float32")).combine_weights * [[1.0, 3.0]])
+            self.assertEqual(bool(tape.gradient(y, gate.kernel)[0, 2] != 0), learns)
+
+    def test_is_one_of_two(self):
+        for kind, num_experts, k in ((gates.NoisyTopK, 4, 2), (gates.Hierarchical, (4, 2), (2, 1))):
+            self.assertEqual(kind(num_experts, k).get_config()["normalize"], "chosen")
+            for value in ("every", None, True, ["all"]):
+                with self.assertRaisesRegex(ValueError, r"normalize must be one of \('chosen', 'all'\)"):
+                    kind(num_experts, k, normalize=value)
 
 
 class WithoutNoiseTest(TestCase):

@@ -282,42 +282,6 @@ class HierarchicalTest(TestCase):
 
     # --- platform ---
 
-    def test_xla_gives_the_same(self):
-        gate = self.gate(4, (4, 5), (2, 2))
-        x, mask = self.normal(100, 4), tf.constant(self.rng.integers(0, 4, 100) > 0)
-        a, b, c = self.normal(100, 20), self.normal(20), self.normal(20)
-        self.fix(gate, self.noises(100, (4, 5), (2, 2)))
-
-        def train():
-            with tf.GradientTape() as tape:
-                routing = gate(x, mask=mask, training=True)
-                y = tf.reduce_sum(a * dense(routing, 20))
-                y += tf.reduce_sum(b * routing.importance) + tf.reduce_sum(c * routing.load)
-            return routing, tape.gradient(y, [getattr(gate, name) for name in WEIGHTS])
-
-        def evaluate():
-            return gate(x, mask=mask), []
-
-        for function in (train, evaluate):
-            compiled, slopes = tf.function(function, jit_compile=True)()
-            plain, expected = function()
-            kept = tf.where(tf.expand_dims(mask, 1), compiled.expert_index - plain.expert_index, 0)
-            self.assertAllEqual(kept, np.zeros((100, 4)))
-            for name in ("combine_weights", "importance", "load"):
-                self.assertAllClose(getattr(compiled, name), getattr(plain, name), rtol=1e-4, atol=1e-4)
-            for slope, wanted in zip(slopes, expected, strict=True):
-                self.assertAllClose(slope, wanted, rtol=1e-2, atol=1e-2)
-
-    def test_unknown_number_of_tokens(self):
-        gate = self.gate(3, (3, 4), (2, 2))
-        call = tf.function(gate, input_signature=[tf.TensorSpec([None, 3], tf.float32)])
-        for tokens in (4, 1, 0):
-            x = self.normal(tokens, 3)
-            routing, expected = call(x), gate(x)
-            self.assertAllEqual(routing.expert_index, expected.expert_index)
-            self.assertAllClose(routing.combine_weights, expected.combine_weights)
-            self.assertAllClose(routing.load, expected.load)
-
     def test_float32_under_a_policy_of_bfloat16(self):
         keras.config.set_dtype_policy("mixed_bfloat16")
         self.addCleanup(keras.config.set_dtype_policy, "float32")

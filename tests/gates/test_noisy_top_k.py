@@ -308,23 +308,6 @@ class NoisyTopKTest(TestCase):
         self.assertAllEqual(again.noise_kernel, np.ones((4, 5)))
         self.assertEqual(again.get_config(), gate.get_config())
 
-    def test_unknown_number_of_tokens(self):
-        gate = self.gate(3, 5, 2)
-        for training in (False, True):
-
-            @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32), tf.TensorSpec([None], tf.bool)])
-            def call(x, mask, training=training):
-                return gate(x, mask=mask, training=training)
-
-            for tokens in (4, 1, 0):
-                x, mask = self.normal(tokens, 3), np.ones(tokens, bool)
-                routing = call(x, mask)
-                self.assertAllEqual(routing.expert_index.shape, (tokens, 2))
-                self.assertAllClose(tf.reduce_sum(routing.importance), tokens)
-                if not training:
-                    self.assert_same_routing(routing, gate(x))
-            self.assertEqual(call.experimental_get_tracing_count(), 1)
-
     def test_xla_gives_the_same(self):
         # Enough tokens for it to show if XLA rounded the compared logits differently in two places.
         for k, training in ((1, True), (3, True), (3, False)):

@@ -29,6 +29,21 @@ def gates() -> keras.Model:
     )
 
 
+def more_gates() -> keras.Model:
+    """The gates of later papers, each with what is its own; Adam."""
+    switch = tf_moe.gates.Switch(4, kernel_initializer="glorot_uniform", seed=3, aux_loss_weight=0.1, jitter=0.05)
+    noisy = tf_moe.gates.NoisyTopK(4, 2, seed=5, z_loss_weight=0.01, normalize="all")
+    return branches(
+        keras.optimizers.Adam(0.1),
+        switch=moe("switch", k=1, gate=switch, capacity_factor=2.0, importance_weight=0.0, load_weight=0.0),
+        switch_by_name=moe("switch_by_name", k=None, gate="switch", capacity_factor=2.0),
+        dense_softmax=moe("dense_softmax", k=None, gate="dense_softmax", capacity_factor=1.0),
+        expert_choice=moe("expert_choice", gate="expert_choice", capacity_factor=1.0),
+        sinkhorn=moe("sinkhorn", gate=tf_moe.gates.Sinkhorn(4, 2, iterations=3), capacity_factor=2.0),
+        normalize=moe("normalize", gate=noisy, capacity_factor=2.0),
+    )
+
+
 def experts() -> keras.Model:
     """Every dispatcher and kind of expert, and the LSTM; AdamW with an average of the weights."""
     layers = [
@@ -95,7 +110,7 @@ def translator() -> keras.Model:
 
 MODELS = {
     f.__name__: f
-    for f in (gates, experts, policies, policies_hierarchical, sampled_softmax, language_model, translator)
+    for f in (gates, more_gates, experts, policies, policies_hierarchical, sampled_softmax, language_model, translator)
 }
 
 

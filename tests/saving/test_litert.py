@@ -37,6 +37,8 @@ class LiteRTTest(TestCase):
             "noisy": {},
             "one": {"k": 1, "use_bias": True, "activation": "gelu", "recompute": True},
             "balanced": {"gate": "strictly_balanced", "output_activation": "sigmoid"},
+            "expert_choice": {"gate": "expert_choice"},
+            "sinkhorn": {"gate": "sinkhorn"},
             "by_weight": {"drop_by": "weight", "capacity_factor": 0.7},
             "layers": {"expert": lambda: keras.layers.Dense(WIDTH, "tanh")},
             "untrained": {},

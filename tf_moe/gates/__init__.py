@@ -2,16 +2,24 @@
 
 import keras
 
+from tf_moe.gates.dense_softmax import DenseSoftmax
+from tf_moe.gates.expert_choice import ExpertChoice
 from tf_moe.gates.gate import Gate, plain
 from tf_moe.gates.hierarchical import Hierarchical
 from tf_moe.gates.noisy_top_k import NoisyTopK
 from tf_moe.gates.routing import Routing
+from tf_moe.gates.sinkhorn import Sinkhorn
 from tf_moe.gates.strictly_balanced import StrictlyBalanced
+from tf_moe.gates.switch import Switch
 
 GATES = {
     "noisy_top_k": NoisyTopK,
     "hierarchical": Hierarchical,
     "strictly_balanced": StrictlyBalanced,
+    "switch": Switch,
+    "dense_softmax": DenseSoftmax,
+    "expert_choice": ExpertChoice,
+    "sinkhorn": Sinkhorn,
 }
 
 
@@ -22,7 +30,8 @@ def get(identifier, num_experts, k, seed: int | None = None, **options) -> Gate:
         identifier: A name in `GATES`, a `Gate`, or the config of one. "noisy_top_k" with a pair of experts is the
             hierarchical gate.
         num_experts: Number of experts, or a pair.
-        k: Number of experts chosen, or a pair.
+        k: Number of experts chosen, or a pair; or None, where the gate leaves no choice of it: "switch" has 1,
+            "dense_softmax" all, and a gate passed in its own.
         seed: Seed of a gate made from a name.
         **options: Further arguments of a gate made from a name, such as `kernel_initializer`.
 
@@ -35,6 +44,7 @@ def get(identifier, num_experts, k, seed: int | None = None, **options) -> Gate:
     if isinstance(identifier, dict):
         identifier = keras.saving.deserialize_keras_object(identifier)
     if isinstance(identifier, Gate):
+        k = identifier.k if k is None else k
         if (identifier.num_experts, identifier.k) != (plain(num_experts), plain(k)):
             raise ValueError(
                 "The gate must be made for the layer's num_experts and k. Received: a gate for "
@@ -55,4 +65,16 @@ def get(identifier, num_experts, k, seed: int | None = None, **options) -> Gate:
     return GATES[identifier](num_experts, k, seed=seed, **options)
 
 
-__all__ = ["GATES", "Gate", "Hierarchical", "NoisyTopK", "Routing", "StrictlyBalanced", "get"]
+__all__ = [
+    "GATES",
+    "DenseSoftmax",
+    "ExpertChoice",
+    "Gate",
+    "Hierarchical",
+    "NoisyTopK",
+    "Routing",
+    "Sinkhorn",
+    "StrictlyBalanced",
+    "Switch",
+    "get",
+]

@@ -6,9 +6,18 @@ from tf_moe.losses import top_k_probability
 from tf_moe.ops.choice import read_at, top_k
 from tf_moe.ops.ties import top_k_spread
 
+NORMALIZE = ("chosen", "all")
+
+
+def check_normalize(value: str) -> str:
+    """The value; raises ValueError unless it says over which experts weights are a softmax."""
+    if value not in NORMALIZE:
+        raise ValueError(f"normalize must be one of {NORMALIZE}. Received: normalize={value!r}.")
+    return value
+
 
 def choose_noisy(
-    clean_logits: tf.Tensor, noise_logits: tf.Tensor, noise: tf.Tensor, k: int
+    clean_logits: tf.Tensor, noise_logits: tf.Tensor, noise: tf.Tensor, k: int, normalize: str = "chosen"
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The k experts with the highest noisy logits, as in training.
 
@@ -17,6 +26,7 @@ def choose_noisy(
         noise_logits: `(T, E)`; the noise has standard deviation softplus of this.
         noise: Standard normal numbers `(T, E)`.
         k: Number of experts chosen.
+        normalize: See `softmax_of_chosen`.
 
     Returns:
         expert_index: Int32 `(T, k)`, best first.
@@ -27,10 +37,12 @@ def choose_noisy(
     noisy_logits = clean_logits + noise * stddev
     highest, index = top_k(noisy_logits, min(k + 1, clean_logits.shape[-1]))
     probability = top_k_probability(clean_logits, noisy_logits, stddev, highest, k)
-    return index[:, :k], softmax_of_chosen(highest[:, :k], noisy_logits), probability
+    return index[:, :k], softmax_of_chosen(highest[:, :k], noisy_logits, normalize), probability
 
 
-def choose(clean_logits: tf.Tensor, token_code: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
+def choose(
+    clean_logits: tf.Tensor, token_code: tf.Tensor, k: int, normalize: str = "chosen"
+) -> tuple[tf.Tensor, tf.Tensor]:
     """The k experts with the highest logits, ties spread over the experts; deterministic, as at evaluation.
 
     Returns:
@@ -39,14 +51,14 @@ def choose(clean_logits: tf.Tensor, token_code: tf.Tensor, k: int) -> tuple[tf.T
     """
     index = top_k_spread(clean_logits, token_code, k)
     chosen = read_at(clean_logits, index)
-    return index, softmax_of_chosen(chosen, clean_logits)
+    return index, softmax_of_chosen(chosen, clean_logits, normalize)
 
 
-def softmax_of_chosen(chosen_logits: tf.Tensor, all_logits: tf.Tensor) -> tf.Tensor:
-    """Gate values of the chosen experts: the softmax over them alone, as the paper has it.
+def softmax_of_chosen(chosen_logits: tf.Tensor, all_logits: tf.Tensor, normalize: str = "chosen") -> tf.Tensor:
+    """Gate values of the chosen experts: the softmax over them alone, as the paper has it, or with "all" over all.
 
-    For k = 1 that would be the constant 1, which teaches the gate nothing: there it is the softmax over all experts.
+    For k = 1 the first would be the constant 1, which teaches the gate nothing: there it is the softmax over all.
     """
-    if chosen_logits.shape[-1] == 1:
+    if normalize == "all" or chosen_logits.shape[-1] == 1:
         return tf.exp(chosen_logits - tf.reduce_logsumexp(all_logits, axis=-1, keepdims=True))
     return tf.nn.softmax(chosen_logits, axis=-1)

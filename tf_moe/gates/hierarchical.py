@@ -4,10 +4,11 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.gates.choice import choose, choose_noisy
+from tf_moe.gates.choice import check_normalize, choose, choose_noisy
 from tf_moe.gates.gate import Gate, Initializer, check_levels, mask_rows, sum_rows
 from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
 from tf_moe.initializers import PerExpert
+from tf_moe.losses import z_loss
 from tf_moe.ops.by_group import matmul_by_group
 from tf_moe.ops.sums import sum_rows_by_group
 from tf_moe.ops.ties import code_tokens
@@ -31,10 +32,14 @@ class Hierarchical(Gate):
         seed: Integer seed of the noise, or None.
         noisy: Whether there is noise in training. Default True. Without it there are no noise kernels, and the load is
             the number of tokens, which has no gradient: only the importance loss balances then.
+        z_loss_weight: Weight of the router z-loss, `tf_moe.losses.z_loss`: the sum of both levels', each of the logits
+            without noise, the second level's a mean over the chosen groups. Default 0.0.
+        normalize: Over which experts the weights of each level are a softmax: "chosen", the paper's and the default; or
+            "all", all groups, and all experts of a chosen group.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
-        ValueError: If either is no pair, or a k is out of range.
+        ValueError: If either is no pair, or a k or another argument is out of range.
 
     Example:
 
@@ -53,12 +58,16 @@ class Hierarchical(Gate):
         noise_kernel_initializer: Initializer = "zeros",
         seed: int | None = None,
         noisy: bool = True,
+        z_loss_weight: float = 0.0,
+        normalize: str = "chosen",
         **kwargs,
     ):
         super().__init__(*check_levels(num_experts, k), seed=seed, **kwargs)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.noise_kernel_initializer = keras.initializers.get(noise_kernel_initializer)
         self.noisy = checks.boolean("noisy", noisy)
+        self.z_loss_weight = checks.at_least_zero("z_loss_weight", z_loss_weight)
+        self.normalize = check_normalize(normalize)
 
     def build(self, input_shape):
         width, (groups, experts) = input_shape[-1], self.num_experts
@@ -75,16 +84,16 @@ class Hierarchical(Gate):
             setattr(self, f"group_{name}", second)
 
     def call(self, inputs, mask=None, training=False) -> Routing:
-        training = training and self.noisy
-        group, group_weights, group_load = self._choose_groups(inputs, mask, training)
-        expert, expert_weights, expert_load = self._choose_experts(inputs, group, group_weights, training)
+        noisy = training and self.noisy
+        group_logits, group, group_weights, group_load = self._choose_groups(inputs, mask, noisy)
+        expert_logits, expert, expert_weights, expert_load = self._choose_experts(inputs, group, group_weights, noisy)
         tokens = tf.shape(inputs)[0]
         choices = self.k[0] * self.k[1]
         index = tf.expand_dims(group * self.num_experts[1], -1) + expert  # (T, k0, k1)
         index = tf.reshape(index, [tokens, choices])
         weights = tf.reshape(tf.expand_dims(group_weights, -1) * expert_weights, [tokens, choices])
         total = self.num_experts[0] * self.num_experts[1]
-        if training:
+        if noisy:
             # Load_primary(i) * Load_i(j) / |X(i)|: the sum of the second level's loads alone would give the first
             # level's gate no gradient.
             sizes = count_by_expert(group_weights, group, self.num_experts[0])
@@ -92,40 +101,45 @@ class Hierarchical(Gate):
             load = tf.reshape(tf.expand_dims(group_load, -1) * share, [total])
         else:
             load = count_by_expert(weights, index, total)
-        return Routing(index, weights, None, total_by_expert(weights, index, total), load)
+        loss = 0.0
+        if training and self.z_loss_weight:
+            chosen = tf.reshape(group_weights > 0, [tokens * self.k[0]])
+            loss = self.z_loss_weight * (z_loss(group_logits, mask) + z_loss(expert_logits, chosen))
+        return Routing(index, weights, None, total_by_expert(weights, index, total), load, loss)
 
-    def _choose_groups(self, inputs, mask, training):
-        """First level: groups and weights (T, k0), and in training the load (a,)."""
+    def _choose_groups(self, inputs, mask, noisy):
+        """First level: clean logits (T, a), groups and weights (T, k0), and with noise the load (a,)."""
         clean_logits = tf.matmul(inputs, self.kernel)
-        if not training:
-            index, weights = choose(clean_logits, code_tokens(inputs), self.k[0])
-            return index, mask_rows(weights, mask), None
+        if not noisy:
+            index, weights = choose(clean_logits, code_tokens(inputs), self.k[0], self.normalize)
+            return clean_logits, index, mask_rows(weights, mask), None
+        noise_logits = tf.matmul(inputs, self.noise_kernel)
         noise = self.noise(tf.shape(clean_logits))
-        index, weights, probability = choose_noisy(clean_logits, tf.matmul(inputs, self.noise_kernel), noise, self.k[0])
-        return index, mask_rows(weights, mask), sum_rows(probability, mask)
+        index, weights, probability = choose_noisy(clean_logits, noise_logits, noise, self.k[0], self.normalize)
+        return clean_logits, index, mask_rows(weights, mask), sum_rows(probability, mask)
 
-    def _choose_experts(self, inputs, group, group_weights, training):
-        """Second level: experts and weights (T, k0, k1), and in training the loads (a, b)."""
+    def _choose_experts(self, inputs, group, group_weights, noisy):
+        """Second level: clean logits (T * k0, b), experts and weights (T, k0, k1), and with noise the loads (a, b)."""
         groups, (k0, k1) = self.num_experts[0], self.k
         tokens = tf.shape(inputs)[0]
         group = tf.where(group_weights > 0, group, groups)
         kernel = tf.convert_to_tensor(self.group_kernel)
-        if training:
+        if noisy:
             kernel = tf.concat([kernel, tf.convert_to_tensor(self.group_noise_kernel)], axis=-1)
         logits = matmul_by_group(inputs, group, kernel)  # (T, k0, b or 2b)
         logits = tf.reshape(logits, [tokens * k0, kernel.shape[-1]])
 
-        if training:
+        if noisy:
             clean_logits, noise_logits = tf.split(logits, 2, axis=-1)
             noise = self.noise(tf.shape(clean_logits))
-            index, weights, probability = choose_noisy(clean_logits, noise_logits, noise, k1)
+            index, weights, probability = choose_noisy(clean_logits, noise_logits, noise, k1, self.normalize)
             load = sum_rows_by_group(probability, tf.reshape(group, [tokens * k0]), groups)
         else:
             # Another code than the first level's, or equal tokens' ties would fall together on both levels.
             code = tf.math.floordiv(tf.repeat(code_tokens(inputs), k0), groups)
-            index, weights = choose(logits, code, k1)
-            load = None
-        return tf.reshape(index, [tokens, k0, k1]), tf.reshape(weights, [tokens, k0, k1]), load
+            clean_logits, load = logits, None
+            index, weights = choose(clean_logits, code, k1, self.normalize)
+        return clean_logits, tf.reshape(index, [tokens, k0, k1]), tf.reshape(weights, [tokens, k0, k1]), load
 
     def get_config(self):
         return {
@@ -133,4 +147,6 @@ class Hierarchical(Gate):
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "noise_kernel_initializer": keras.initializers.serialize(self.noise_kernel_initializer),
             "noisy": self.noisy,
+            "z_loss_weight": self.z_loss_weight,
+            "normalize": self.normalize,
         }

@@ -4,14 +4,15 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.gates.choice import choose, choose_noisy
-from tf_moe.gates.gate import Gate, Initializer, check_choice, mask_rows, sum_rows
+from tf_moe.gates.choice import check_normalize, choose, choose_noisy
+from tf_moe.gates.gate import Initializer, mask_rows, sum_rows
+from tf_moe.gates.linear import LinearGate
 from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
 from tf_moe.ops.ties import code_tokens
 
 
 @keras.saving.register_keras_serializable(package="tf_moe")
-class NoisyTopK(Gate):
+class NoisyTopK(LinearGate):
     """Noisy top-k gating: each token goes to the k experts with the highest logits, with noise in training.
 
     ```
@@ -31,10 +32,14 @@ class NoisyTopK(Gate):
         seed: Integer seed of the noise, or None.
         noisy: Whether there is noise in training. Default True. Without it there is no `noise_kernel`, and the load is
             the number of tokens, which has no gradient: only the importance loss balances then.
+        z_loss_weight: Weight of the router z-loss of the logits without noise, `tf_moe.losses.z_loss`. Default 0.0.
+        normalize: Over which experts a token's weights are a softmax: "chosen", the paper's and the default, where they
+            sum to 1; or "all", where they are the probabilities among all experts, so that they are smaller where the
+            gate is less sure, and the logits that were not chosen learn too.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
-        ValueError: If not 1 <= k <= num_experts.
+        ValueError: If not 1 <= k <= num_experts, or another argument is out of range.
 
     Example:
 
@@ -53,41 +58,42 @@ class NoisyTopK(Gate):
         noise_kernel_initializer: Initializer = "zeros",
         seed: int | None = None,
         noisy: bool = True,
+        z_loss_weight: float = 0.0,
+        normalize: str = "chosen",
         **kwargs,
     ):
-        super().__init__(*check_choice(num_experts, k), seed=seed, **kwargs)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        super().__init__(num_experts, k, kernel_initializer, seed, z_loss_weight, **kwargs)
         self.noise_kernel_initializer = keras.initializers.get(noise_kernel_initializer)
         self.noisy = checks.boolean("noisy", noisy)
+        self.normalize = check_normalize(normalize)
 
     def build(self, input_shape):
-        shape = (input_shape[-1], self.num_experts)
-        self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: input_shape[-1]})
-        self.kernel = self.add_weight(shape=shape, initializer=self.kernel_initializer, name="kernel")
+        super().build(input_shape)
         if self.noisy:
             self.noise_kernel = self.add_weight(
-                shape=shape, initializer=self.noise_kernel_initializer, name="noise_kernel"
+                shape=self.kernel.shape, initializer=self.noise_kernel_initializer, name="noise_kernel"
             )
 
     def call(self, inputs, mask=None, training=False) -> Routing:
-        clean_logits = tf.matmul(inputs, self.kernel)
+        clean_logits = self.logits(inputs)
         if training and self.noisy:
             noise_logits = tf.matmul(inputs, self.noise_kernel)
             index, weights, probability = choose_noisy(
-                clean_logits, noise_logits, self.noise(tf.shape(clean_logits)), self.k
+                clean_logits, noise_logits, self.noise(tf.shape(clean_logits)), self.k, self.normalize
             )
             weights = mask_rows(weights, mask)
             load = sum_rows(probability, mask)
         else:
-            index, weights = choose(clean_logits, code_tokens(inputs), self.k)
+            index, weights = choose(clean_logits, code_tokens(inputs), self.k, self.normalize)
             weights = mask_rows(weights, mask)
             load = count_by_expert(weights, index, self.num_experts)
-        return Routing(index, weights, None, total_by_expert(weights, index, self.num_experts), load)
+        loss = self.weighted_z_loss(clean_logits, mask, training)
+        return Routing(index, weights, None, total_by_expert(weights, index, self.num_experts), load, loss)
 
     def get_config(self):
         return {
             **super().get_config(),
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "noise_kernel_initializer": keras.initializers.serialize(self.noise_kernel_initializer),
             "noisy": self.noisy,
+            "normalize": self.normalize,
         }

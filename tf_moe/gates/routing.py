@@ -23,7 +23,8 @@ class Routing(NamedTuple):
             a forward pass needs it.
         importance: `(E,)`, sum of the gate values over the tokens.
         load: `(E,)`. In training the smooth estimate of the number of tokens; otherwise, the number.
-        loss: Scalar, a loss of the gate's own (the thresholds' of strictly balanced gating), 0 for most.
+        loss: Scalar, the gate's own losses in training: the thresholds' of strictly balanced gating, Switch's balance
+            loss, the router z-loss; 0 for most.
     """
 
     expert_index: tf.Tensor

@@ -35,8 +35,8 @@ class SparseMoE(keras.layers.Layer):
 
     No routing makes inference run out of memory. For T positions the built-in experts' buffers have at most
     `1.7 k T + 48 E` rows, of at most `4 (4 D + 2 H)` bytes in float32, and the gate takes at most `32 E` bytes for each
-    position, also where all positions go to one expert. With the strictly balanced gate, where a position may pass the
-    thresholds of any number of experts, E stands for k.
+    position, also where all positions go to one expert. With the gates "strictly_balanced" and "expert_choice", where
+    a position may meet any number of experts, E stands for k.
 
     Masked positions take no place in any expert, count in no loss and no statistic, and come back as zeros; the mask is
     passed on. In training the layer adds its balance losses, `importance_weight * CV(importance)^2 + load_weight *
@@ -51,9 +51,11 @@ class SparseMoE(keras.layers.Layer):
         num_experts: Number of experts; or a pair (groups, experts in each group) for two levels.
         expert_hidden: Width of the hidden layer of the built-in experts, each `activation(x W_1) W_2`. May be None with
             `expert`, where it has no meaning.
-        k: Number of experts for each position, or a pair, for the two levels. Default 4.
-        gate: "noisy_top_k" (with a pair of experts, the hierarchical form of it), "strictly_balanced", or a
-            `tf_moe.gates.Gate` made for the same `num_experts` and `k`. Default "noisy_top_k".
+        k: Number of experts for each position, or a pair, for the two levels; None where the gate leaves no choice of
+            it. Default 4.
+        gate: "noisy_top_k" (with a pair of experts, the hierarchical form of it), "strictly_balanced", another name in
+            `tf_moe.gates.GATES`, or a `tf_moe.gates.Gate` made for the same `num_experts` and `k`. Default
+            "noisy_top_k". Gates that balance in a way of their own say which of the two weights to set to 0.
         importance_weight: Weight of the importance loss. Default 0.1, the paper's.
         load_weight: Weight of the load loss. Default 0.1, the paper's.
         capacity_factor: None, the default, drops nothing. A number gives every expert room for that many times its fair
@@ -115,7 +117,7 @@ class SparseMoE(keras.layers.Layer):
         self,
         num_experts: int | tuple[int, int],
         expert_hidden: int | None = None,
-        k: int | tuple[int, int] = 4,
+        k: int | tuple[int, int] | None = 4,
         gate: "str | gates.Gate" = "noisy_top_k",
         importance_weight: float = 0.1,
         load_weight: float = 0.1,

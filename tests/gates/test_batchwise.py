@@ -1,0 +1,58 @@
+import numpy as np
+import tensorflow as tf
+
+from tests import references
+from tests.base import TestCase
+from tf_moe.gates.batchwise import batchwise_choice, every_choice, routing_of
+
+
+class BatchwiseChoiceTest(TestCase):
+    def test_against_the_reference(self):
+        for tokens, experts, k in ((12, 4, 1), (12, 4, 3), (7, 3, 2), (2, 9, 1), (5, 5, 5)):
+            scores = self.rng.uniform(0, 1, (tokens, experts)).astype("float32")
+            m = max(1, round(k * tokens / experts))
+            self.assertAllEqual(batchwise_choice(scores, k), references.batchwise_mask(scores, m).astype(bool))
+
+    def test_m_is_rounded_but_at_least_one(self):
+        # 10 tokens over 4 experts: k = 1 asks for 2.5, k = 3 for 7.5 (to the even one); over 40, for 0.25.
+        for experts, k, m in ((4, 1, 2), (4, 3, 8), (40, 1, 1), (3, 1, 3), (3, 2, 7)):
+            chosen = batchwise_choice(self.rng.uniform(0, 1, (10, experts)).astype("float32"), k)
+            self.assertAllEqual(tf.math.count_nonzero(chosen, axis=0), np.full(experts, m))
+
+    def test_ties_turn_with_the_expert(self):
+        # 4 tokens, 2 experts, m = 2: expert 0 takes tokens 0 1, expert 1 tokens 2 3.
+        self.assertAllEqual(batchwise_choice(tf.ones([4, 2]), 1), [[1, 0], [1, 0], [0, 1], [0, 1]])
+
+    def test_has_no_gradient(self):
+        scores = tf.constant(self.rng.uniform(0, 1, (4, 2)), tf.float32)
+        with tf.GradientTape() as tape:
+            tape.watch(scores)
+            y = tf.reduce_sum(tf.cast(batchwise_choice(scores, 1), tf.float32))
+        self.assertIsNone(tape.gradient(y, scores))
+
+
+class RoutingOfTest(TestCase):
+    # Token 0 meets experts 2 and 0, token 1 none, token 2 expert 1.
+    GATES = np.array([[0.3, 0, 0.7], [0, 0, 0], [0, 0.2, 0]], "float32")
+
+    def test_as_many_choices_as_the_busiest_token_has(self):
+        routing = routing_of(tf.constant(self.GATES), loss=0.5)
+        self.assertAllEqual(routing.expert_index[:, 0], [2, 0, 1])
+        self.assertAllClose(routing.combine_weights, [[0.7, 0.3], [0, 0], [0.2, 0]])
+        self.assertAllClose(routing.importance, [0.3, 0.2, 0.7])
+        self.assertAllEqual(routing.load, [1, 1, 1])
+        self.assertEqual(routing.loss, 0.5)
+
+    def test_one_place_where_nothing_is_chosen(self):
+        self.assertAllEqual(routing_of(tf.zeros([2, 3])).combine_weights, np.zeros((2, 1)))
+        self.assertEqual(routing_of(tf.zeros([0, 3])).combine_weights.shape, (0, 1))
+
+    def test_static_under_xla(self):
+        routing = tf.function(lambda x: routing_of(x)[:2], jit_compile=True)(tf.constant(self.GATES))
+        self.assertAllEqual(routing[0], np.tile([0, 1, 2], (3, 1)))
+        self.assertAllEqual(routing[1], self.GATES)
+
+    def test_every_choice(self):
+        index, weights = every_choice(tf.constant(self.GATES))
+        self.assertAllEqual(index, np.tile([0, 1, 2], (3, 1)))
+        self.assertAllEqual(weights, self.GATES)

@@ -1,0 +1,29 @@
+import numpy as np
+
+from tests.base import TestCase
+from tf_moe.gates.linear import LinearGate, check_fixed
+
+
+class LinearGateTest(TestCase):
+    def test_kernel_and_logits(self):
+        gate = LinearGate(4, 2, "ones")
+        gate.build((None, 3))
+        self.assertEqual([w.name for w in gate.weights], ["kernel"])
+        self.assertAllEqual(gate.kernel, np.ones((3, 4)))
+        x = self.normal(5, 3)
+        self.assertAllClose(gate.logits(x), np.tile(x.sum(axis=1, keepdims=True), (1, 4)), atol=1e-6)
+
+    def test_the_z_loss_is_of_training(self):
+        # log(4 e^1) = 1 + log 4, and log 4, of which the mask takes the first.
+        logits, gate = np.array([[1.0] * 4, [0.0] * 4], "float32"), LinearGate(4, 2, z_loss_weight=0.5)
+        self.assertAllClose(gate.weighted_z_loss(logits, None, True), ((1 + np.log(4)) ** 2 + np.log(4) ** 2) / 4)
+        self.assertAllClose(gate.weighted_z_loss(logits, np.array([False, True]), True), np.log(4) ** 2 / 2)
+        self.assertEqual(gate.weighted_z_loss(logits, None, False), 0.0)
+        self.assertEqual(LinearGate(4, 2).weighted_z_loss(logits, None, True), 0.0)
+
+    def test_check_fixed(self):
+        for k in (None, 3, np.int64(3)):
+            self.assertEqual(check_fixed(k, 3, "so it is"), 3)
+        for k, message in ((2, "k must be 3, or None: so it is. Received: k=2"), (True, "k=True"), (3.0, r"k=3\.0")):
+            with self.assertRaisesRegex(ValueError, message):
+                check_fixed(k, 3, "so it is")

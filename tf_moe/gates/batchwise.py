@@ -1,0 +1,66 @@
+"""Tokens chosen by experts, and the Routing of any number of choices for a token, shared by several gates."""
+
+import tensorflow as tf
+
+from tf_moe.gates.routing import Routing
+from tf_moe.losses import importance
+from tf_moe.mesh.shards import EXPERT, current_shards
+from tf_moe.ops.xla import compiled_by_xla
+
+
+def batchwise_choice(scores: tf.Tensor, k: int, mask: tf.Tensor | None = None) -> tf.Tensor:
+    """For each expert its m = k T / E highest values over the batch of T unmasked tokens, m rounded, at least 1.
+
+    Where values tie, expert i prefers tokens from number i * m on, around the unmasked ones: so an untrained gate gives
+    every token k experts rather than the first m tokens all of them.
+
+    Args:
+        scores: `(T, E)`, not negative.
+        k: Mean number of experts for a token.
+        mask: Optional bool `(T,)`.
+
+    Returns:
+        Bool `(T, E)`, without gradient.
+    """
+    num_experts = scores.shape[-1]
+    scores, shards = tf.transpose(tf.stop_gradient(scores)), current_shards()  # (E, T)
+    if shards and mask is not None:
+        mask = shards.whole(mask)
+    size = tf.shape(scores)[1]
+    number = tf.range(size)  # of each token
+    unmasked = size
+    if mask is not None:
+        number = tf.cumsum(tf.cast(mask, tf.int32), exclusive=True)  # among the unmasked ones
+        unmasked = tf.math.count_nonzero(mask, dtype=tf.int32)
+        scores = tf.where(tf.expand_dims(mask, 0), scores, -1.0)
+    m = tf.cast(tf.round(k * tf.cast(unmasked, tf.float32) / num_experts), tf.int32)
+    m = tf.clip_by_value(m, tf.minimum(1, unmasked), unmasked)
+    first = tf.math.floormod(tf.range(num_experts) * m, tf.maximum(unmasked, 1))  # number of each expert's first
+    first = tf.reduce_sum(tf.cast(tf.expand_dims(number, 0) < tf.expand_dims(first, 1), tf.int32), axis=1)
+    turn = tf.math.floormod(tf.expand_dims(first, 1) + tf.expand_dims(tf.range(size), 0), tf.maximum(size, 1))
+    if shards:  # an all-to-all: every device chooses for its experts, among the tokens of all
+        scores, turn = shards.lay_out(scores, {0: EXPERT}), shards.lay_out(turn, {0: EXPERT})
+    # (E, T): each expert's tokens, first in its order of preference among equals, then best first.
+    order = tf.argsort(tf.gather(scores, turn, batch_dims=1), direction="DESCENDING", stable=True)
+    token = tf.gather(turn, order, batch_dims=1)
+    rank = tf.argsort(token)  # the inverse of that permutation
+    return tf.transpose(rank < m)
+
+
+def routing_of(gates: tf.Tensor, loss: tf.Tensor | float = 0.0) -> Routing:
+    """The `Routing` of gate values `(T, E)`, zero where an expert is not chosen.
+
+    It has K choices, K being the most experts of a token in this step; E where shapes must be static.
+    """
+    load = tf.reduce_sum(tf.cast(tf.stop_gradient(gates) > 0, tf.float32), axis=0)
+    if compiled_by_xla() or current_shards():
+        index, weights = every_choice(gates)
+    else:
+        most = tf.reduce_max(tf.math.count_nonzero(gates, axis=-1, dtype=tf.int32), axis=0)
+        weights, index = tf.math.top_k(gates, tf.maximum(1, most))
+    return Routing(index, weights, None, importance(gates), load, loss)
+
+
+def every_choice(gates: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Experts and weights `(T, E)` of gate values `(T, E)`, all of them in order; those that are zero are none."""
+    return tf.zeros_like(gates, tf.int32) + tf.expand_dims(tf.range(gates.shape[-1]), 0), gates

@@ -1,0 +1,63 @@
+"""Dense softmax gating: every token goes to every expert. The control that sparse gates are held against."""
+
+import keras
+import tensorflow as tf
+
+from tf_moe import checks
+from tf_moe.gates.batchwise import every_choice
+from tf_moe.gates.gate import Initializer, mask_rows
+from tf_moe.gates.linear import LinearGate, check_fixed
+from tf_moe.gates.routing import Routing
+from tf_moe.losses import importance
+
+
+@keras.saving.register_keras_serializable(package="tf_moe")
+class DenseSoftmax(LinearGate):
+    """Dense softmax gating: `G(x) = softmax(x W_g)`, and nothing is left out.
+
+    The classical mixture of experts, E times the arithmetic of one: for comparison with the sparse gates. The load is
+    the same for all experts; of the losses of `SparseMoE` the importance loss alone does something, and a control
+    without it has `importance_weight=0.0`.
+
+    Weights: `kernel` W_g, `(D, E)`.
+
+    Args:
+        num_experts: Number of experts E.
+        k: E, or None for it.
+        kernel_initializer: Initializer of W_g. Default "zeros", when all experts weigh the same.
+        seed: Not used, since nothing is drawn; there as in the other gates.
+        z_loss_weight: Weight of the router z-loss, `tf_moe.losses.z_loss`. Default 0.0.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: If k is neither `num_experts` nor None, or another argument is out of range.
+
+    Example:
+
+    >>> layer = tf_moe.layers.SparseMoE(8, 32, k=None, gate="dense_softmax", importance_weight=0.0)
+    >>> layer.k
+    8
+
+    Reference: section 2.1 of Shazeer et al. (2017), "softmax gating", after Jordan and Jacobs (1994), Hierarchical
+    mixtures of experts and the EM algorithm.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        k: int | None = None,
+        kernel_initializer: Initializer = "zeros",
+        seed: int | None = None,
+        z_loss_weight: float = 0.0,
+        **kwargs,
+    ):
+        num_experts = checks.integer("num_experts", num_experts)
+        k = check_fixed(k, num_experts, "a dense gate sends every token to every expert")
+        super().__init__(num_experts, k, kernel_initializer, seed, z_loss_weight, **kwargs)
+
+    def call(self, inputs, mask=None, training=False) -> Routing:
+        logits = self.logits(inputs)
+        index, weights = every_choice(mask_rows(tf.nn.softmax(logits, axis=-1), mask))
+        load = tf.reduce_sum(tf.cast(tf.stop_gradient(weights) > 0, tf.float32), axis=0)
+        loss = self.weighted_z_loss(logits, mask, training)
+        return Routing(index, weights, None, importance(weights), load, loss)

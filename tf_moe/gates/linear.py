@@ -1,0 +1,66 @@
+"""The base class of gates with one logit for each expert."""
+
+import keras
+import tensorflow as tf
+
+from tf_moe import checks
+from tf_moe.gates.gate import Gate, Initializer, check_choice
+from tf_moe.losses import z_loss
+
+
+class LinearGate(Gate):
+    """Base class of the gates whose logits are x W_g: it has the kernel W_g and the router z-loss.
+
+    Weights: `kernel` W_g, `(D, E)`.
+
+    Args:
+        num_experts: Number of experts E.
+        k: Number of experts for a token, 1 to E.
+        kernel_initializer: Initializer of W_g. Default "zeros".
+        seed: Integer seed of what the gate draws, or None.
+        z_loss_weight: Weight in `Routing.loss` of `tf_moe.losses.z_loss` of the logits, in training. Default 0.0.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: If not 1 <= k <= num_experts, or `z_loss_weight` is negative.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        k: int,
+        kernel_initializer: Initializer = "zeros",
+        seed: int | None = None,
+        z_loss_weight: float = 0.0,
+        **kwargs,
+    ):
+        super().__init__(*check_choice(num_experts, k), seed=seed, **kwargs)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.z_loss_weight = checks.at_least_zero("z_loss_weight", z_loss_weight)
+
+    def build(self, input_shape):
+        shape = (input_shape[-1], self.num_experts)
+        self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: input_shape[-1]})
+        self.kernel = self.add_weight(shape=shape, initializer=self.kernel_initializer, name="kernel")
+
+    def logits(self, inputs: tf.Tensor) -> tf.Tensor:
+        """The product x W_g, `(T, E)`."""
+        return tf.matmul(inputs, self.kernel)
+
+    def weighted_z_loss(self, logits: tf.Tensor, mask: tf.Tensor | None, training: bool) -> tf.Tensor | float:
+        """The z-loss times its weight; 0 at evaluation, or without a weight."""
+        return self.z_loss_weight * z_loss(logits, mask) if training and self.z_loss_weight else 0.0
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "z_loss_weight": self.z_loss_weight,
+        }
+
+
+def check_fixed(k: int | None, fixed: int, why: str) -> int:
+    """The number of experts of a gate that leaves no choice of it; raises ValueError unless k is that, or None."""
+    if k is not None and checks.integer("k", k) != fixed:
+        raise ValueError(f"k must be {fixed}, or None: {why}. Received: k={k}.")
+    return fixed

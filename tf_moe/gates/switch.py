@@ -1,0 +1,90 @@
+"""Switch gating: one expert for each token, and a loss that balances them."""
+
+import keras
+import tensorflow as tf
+
+from tf_moe import checks
+from tf_moe.gates.choice import choose
+from tf_moe.gates.gate import Initializer, mask_rows
+from tf_moe.gates.linear import LinearGate, check_fixed
+from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
+from tf_moe.losses import switch_loss
+from tf_moe.ops.ties import code_tokens
+
+
+@keras.saving.register_keras_serializable(package="tf_moe")
+class Switch(LinearGate):
+    """Switch gating: each token goes to the expert with the highest probability, which is its weight.
+
+    ```
+    p(x) = softmax(x' W_g),   x' = x * uniform(1 - jitter, 1 + jitter) in training
+    G(x)_i = p(x)_i  where it is highest, else 0
+    loss = aux_loss_weight * E * sum_i f_i P_i
+    ```
+
+    f_i is the share of the tokens that go to expert i and P_i the mean of p(x)_i, over the unmasked tokens of the whole
+    batch. The loss is in `Routing.loss`, so `SparseMoE` adds it to its own two; for the paper's loss alone pass it
+    `importance_weight=0.0, load_weight=0.0`. (Of the two only the importance loss would teach the gate anything, since
+    the load is a plain count here.) The paper drops tokens beyond a `capacity_factor` of 1.0 to 2.0; the layer's
+    default is to drop none.
+
+    Weights: `kernel` W_g, `(D, E)`. Ties are spread over the experts, so the untrained gate is balanced.
+
+    Args:
+        num_experts: Number of experts E.
+        k: 1, or None for it: a token has one expert.
+        kernel_initializer: Initializer of W_g. Default "zeros"; the paper's is
+            `keras.initializers.VarianceScaling(0.1, "fan_in", "truncated_normal")`.
+        seed: Integer seed of the jitter, or None.
+        aux_loss_weight: Weight alpha of the balance loss. Default 0.01, the paper's.
+        jitter: Largest share by which a feature is changed before the gate in training, 0 to 1. Default 0.01, the
+            paper's; 0.0 for none.
+        z_loss_weight: Weight of the router z-loss, `tf_moe.losses.z_loss`. Default 0.0.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: If k is neither 1 nor None, or another argument is out of range.
+
+    Example:
+
+    >>> layer = tf_moe.layers.SparseMoE(8, 32, k=1, gate="switch", importance_weight=0.0, load_weight=0.0)
+    >>> layer.route(tf.random.normal([5, 16])).expert_index.shape
+    TensorShape([5, 1])
+
+    Reference: sections 2.1, 2.2 and 2.4 of Fedus et al. (2021), Switch Transformers; the jitter is in appendix C.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        k: int | None = None,
+        kernel_initializer: Initializer = "zeros",
+        seed: int | None = None,
+        aux_loss_weight: float = 0.01,
+        jitter: float = 0.01,
+        z_loss_weight: float = 0.0,
+        **kwargs,
+    ):
+        k = check_fixed(k, 1, "with Switch gating a token has one expert")
+        super().__init__(num_experts, k, kernel_initializer, seed, z_loss_weight, **kwargs)
+        self.aux_loss_weight = checks.at_least_zero("aux_loss_weight", aux_loss_weight)
+        self.jitter = checks.number("jitter", jitter, "a number from 0 to 1, without 1", lambda x: 0 <= x < 1)
+
+    def call(self, inputs, mask=None, training=False) -> Routing:
+        logits = self.logits(self._jittered(inputs) if training and self.jitter else inputs)
+        index, weights = choose(logits, code_tokens(inputs), self.k)
+        weights = mask_rows(weights, mask)
+        load = count_by_expert(weights, index, self.num_experts)
+        loss = self.weighted_z_loss(logits, mask, training)
+        if training and self.aux_loss_weight:
+            loss += self.aux_loss_weight * switch_loss(load, tf.nn.softmax(logits, axis=-1), mask)
+        return Routing(index, weights, None, total_by_expert(weights, index, self.num_experts), load, loss)
+
+    def _jittered(self, inputs):
+        # The normal distribution's own function makes uniform numbers of normal ones, here in -1..1. So what is drawn,
+        # and what a mesh makes of it, is the noise of all gates.
+        uniform = tf.math.erf(self.noise(tf.shape(inputs)) / 2**0.5)
+        return inputs * (1.0 + self.jitter * uniform)
+
+    def get_config(self):
+        return {**super().get_config(), "aux_loss_weight": self.aux_loss_weight, "jitter": self.jitter}
