@@ -24,6 +24,12 @@ class Routing(NamedTuple):
         importance: `(E,)`, sum of the gate values over the tokens.
         load: `(E,)`. In training the smooth estimate of the number of tokens; otherwise, the number.
         loss: Scalar, a loss of the gate's own (the thresholds' of strictly balanced gating), 0 for most.
+
+    Example:
+
+    >>> routing = tf_moe.layers.SparseMoE(num_experts=4, expert_hidden=16, k=2).route(tf.random.normal([5, 8]))
+    >>> routing.expert_index.shape, routing.gates.shape, int(tf.reduce_sum(routing.load))
+    (TensorShape([5, 2]), TensorShape([5, 4]), 10)
     """
 
     expert_index: tf.Tensor
