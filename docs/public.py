@@ -38,11 +38,11 @@ def documentation(name: str, module: types.ModuleType) -> Iterator[tuple[str, st
     if not isinstance(value, (type, types.FunctionType)):
         yield name, value_docstring(short, module)
         return
-    yield name, inspect.getdoc(value) or ""
+    yield name, inspect.cleandoc(value.__doc__ or "")  # inspect.getdoc would look at base classes too, Keras's
     for attribute, member in vars(value).items() if isinstance(value, type) else ():
         member = getattr(member, "__func__", member)  # of a class method
         if not attribute.startswith("_") and isinstance(member, (types.FunctionType, property)):
-            yield f"{name}.{attribute}", inspect.getdoc(member) or ""
+            yield f"{name}.{attribute}", inspect.cleandoc(member.__doc__ or "")
 
 
 def value_docstring(name: str, module: types.ModuleType) -> str:
