@@ -85,7 +85,7 @@ def beam_search(
     Example:
 
     ```python
-    following = tf.constant(  # log-probabilities of the next id by the newest one; 2 begins and ends
+    following = tf.constant(  # probabilities of the next id by the newest one; 2 begins and ends
         [[0.0, 0.0, 0.0, 0.0], [0.0, 0.1, 0.1, 0.8], [0.0, 0.6, 0.1, 0.3], [0.0, 0.05, 0.9, 0.05]]
     )
 
