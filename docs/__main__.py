@@ -69,6 +69,8 @@ def page_of(module: types.ModuleType) -> pdoc.doc.Module:
     for name, member in page.members.items():
         if isinstance(member, pdoc.doc.Variable):
             member.docstring = value_docstring(name, module)
+            if isinstance(member.default_value, dict):  # whose contents would fill the page of a search
+                member.default_value = pdoc.doc.empty
         elif isinstance(member, pdoc.doc.Class):
             members = member.members.items()
             member.members = {n: one for n, one in members if n == "__init__" or describes(member.obj, one)}
