@@ -8,6 +8,8 @@ import tensorflow as tf
 
 from tf_moe.mesh.shards import initialized_experts
 
+__all__ = ["PerExpert"]
+
 # Up to so many values are drawn at once, for speed; beyond, expert by expert, so that a device can make just its own.
 LARGEST_DRAW = 2**24
 
@@ -34,8 +36,8 @@ class PerExpert(keras.initializers.Initializer):
 
     Example:
 
-    >>> PerExpert("glorot_uniform")((16, 512, 1024)).shape
-    TensorShape([16, 512, 1024])
+    >>> tf_moe.initializers.PerExpert("glorot_uniform")((4, 16, 32)).shape
+    TensorShape([4, 16, 32])
     """
 
     def __init__(self, initializer: Any, stream: int = 0):

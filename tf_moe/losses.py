@@ -4,6 +4,8 @@ import tensorflow as tf
 
 from tf_moe import checks
 
+__all__ = ["cv_squared", "importance", "smooth_load", "threshold_loss"]
+
 # Below this a noise of standard deviation is treated as this. It only keeps 0/0 out of the load estimate:
 # softplus reaches it near logits of -14, where the estimate is a step function already.
 _SMALLEST_STDDEV = 1e-6
@@ -21,7 +23,7 @@ def cv_squared(x: tf.Tensor) -> tf.Tensor:
 
     Example:
 
-    >>> float(cv_squared([1.0, 1.0, 4.0]))  # mean 2, variance 2
+    >>> float(tf_moe.losses.cv_squared([1.0, 1.0, 4.0]))  # mean 2, variance 2
     0.5
 
     Reference: section 4, equation 7, of Shazeer et al. (2017).
@@ -43,6 +45,11 @@ def importance(gates: tf.Tensor) -> tf.Tensor:
 
     Raises:
         ValueError: If gates are no matrix.
+
+    Example:
+
+    >>> tf_moe.losses.importance([[0.5, 0.5, 0.0], [0.25, 0.0, 0.75]]).numpy()
+    array([0.75, 0.5 , 0.75], dtype=float32)
 
     Reference: section 4, equation 6, of Shazeer et al. (2017).
     """
@@ -79,8 +86,8 @@ def smooth_load(
 
     Example:
 
-    >>> clean = tf.zeros([2, 3]); noisy = tf.constant([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])
-    >>> smooth_load(clean, noisy, tf.ones([2, 3]), k=1).shape
+    >>> clean, noisy = tf.zeros([2, 3]), tf.constant([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])
+    >>> tf_moe.losses.smooth_load(clean, noisy, tf.ones([2, 3]), k=1).shape
     TensorShape([3])
 
     Reference: appendix A of Shazeer et al. (2017).
@@ -122,6 +129,13 @@ def threshold_loss(
 
     Raises:
         ValueError: If shapes do not fit.
+
+    Example:
+
+    >>> scores, thresholds = tf.constant([[0.75, 0.25], [0.5, 0.5]]), tf.constant([0.25, 0.375])
+    >>> chosen = tf.constant([[True, False], [False, True]])
+    >>> float(tf_moe.losses.threshold_loss(scores, thresholds, chosen))  # token 1 passes expert 0's by 0.25
+    0.125
 
     Reference: appendix F of Shazeer et al. (2017).
     """

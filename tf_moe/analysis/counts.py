@@ -15,6 +15,11 @@ class Counts(NamedTuple):
     Attributes:
         parameters: Number of weights, biases left out.
         multiply_adds: Multiply-adds of the forward pass for one time step.
+
+    Example:
+
+    >>> tf_moe.analysis.count(model).multiply_adds  # gate, and two experts of eight
+    640
     """
 
     parameters: int
@@ -38,7 +43,7 @@ def count(model: keras.Model) -> Counts:
     Example:
 
     >>> model = keras.Sequential([keras.layers.Input((None, 4)), keras.layers.Dense(8), keras.layers.Dense(100)])
-    >>> count(model)  # the last layer is the softmax
+    >>> tf_moe.analysis.count(model)  # the last layer is the softmax
     Counts(parameters=32, multiply_adds=32)
 
     Reference: the columns ops/timestep and #Params of table 7 of Shazeer et al. (2017).

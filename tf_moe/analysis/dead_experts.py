@@ -30,7 +30,7 @@ class DeadExperts(keras.callbacks.Callback):
     Example:
 
     ```python
-    model.fit(dataset, callbacks=[tf_moe.analysis.DeadExperts(validation.take(10))])
+    model.fit(dataset, callbacks=[tf_moe.analysis.DeadExperts(dataset.take(10))])
     ```
 
     Reference: section 4 of Shazeer et al. (2017): a gate tends to a state where it always chooses the same few experts.

@@ -25,6 +25,12 @@ class Memory(NamedTuple):
         gradients: Of the trainable ones.
         slots: Of the optimizer; 0 where the model has none, or one that was not built.
         activations: What the forward pass keeps for the backward pass, and the largest layer's gradients beside it.
+
+    Example:
+
+    >>> memory = tf_moe.analysis.training_memory(model, tokens=1024)
+    >>> memory.gradients == memory.weights, memory.activations > 4 * 1024 * 50  # the logits, and more
+    (True, True)
     """
 
     weights: int
@@ -60,7 +66,7 @@ def training_memory(model: keras.Model, tokens: int) -> Memory:
     Example:
 
     >>> model = keras.Sequential([keras.Input((None, 8)), tf_moe.layers.SparseMoE(4, 16, k=2), keras.layers.Dense(100)])
-    >>> memory = training_memory(model, tokens=32)
+    >>> memory = tf_moe.analysis.training_memory(model, tokens=32)
     >>> memory.weights == memory.gradients == 4 * (2 * 8 * 4 + 4 * 2 * 8 * 16 + 8 * 100 + 100)
     True
 

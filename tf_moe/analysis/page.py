@@ -44,8 +44,9 @@ def write_top_inputs(
 
     Example:
 
-    >>> words = np.array(["", *vocabulary.tokens[1:]])
-    >>> write_top_inputs("experts.html", tops, lambda ids: words[ids])
+    >>> tops = tf_moe.analysis.top_inputs(model, dataset, "moe")
+    >>> words = np.array(["", *(f"word-{n}" for n in range(1, 50))])
+    >>> tf_moe.analysis.write_top_inputs("experts.html", tops, lambda ids: words[ids])
     """
     checks.instance("title", title, str, "Pass a text.")
     context = checks.integer("context", context, least=0)

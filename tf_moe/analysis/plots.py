@@ -6,6 +6,8 @@ from pathlib import Path
 import matplotlib.figure
 import numpy as np
 
+__all__ = ["plot_load", "plot_perplexity"]
+
 # Dark to light in grey as well, and with a dash and a marker of its own for each.
 _STYLES = (
     {"color": "#08306b", "linestyle": "-", "marker": "o"},
@@ -25,6 +27,11 @@ def plot_perplexity(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]
 
     Raises:
         ValueError: If there is no curve, or more than four, or one has no points, or the format is unknown.
+
+    Example:
+
+    >>> curves = {"moe": ([100, 200], [90.0, 70.0]), "dense": ([100, 200], [95.0, 80.0])}
+    >>> tf_moe.analysis.plots.plot_perplexity(curves, pathlib.Path("perplexity.png"))
     """
     if not 1 <= len(curves) <= len(_STYLES):
         raise ValueError(f"curves must be one to {len(_STYLES)}. Received: {len(curves)} curves, {list(curves)}.")
@@ -50,6 +57,11 @@ def plot_load(load: np.ndarray, path: Path, title: str = "") -> None:
 
     Raises:
         ValueError: If load is no vector of numbers, 0 or more, or the format is unknown.
+
+    Example:
+
+    >>> usage = tf_moe.analysis.measure_usage(model, dataset)["moe"]
+    >>> tf_moe.analysis.plots.plot_load(usage.load, pathlib.Path("load.png"))
     """
     load = np.asarray(load)
     if load.ndim != 1 or not load.size or not (np.isfinite(load) & (load >= 0)).all():

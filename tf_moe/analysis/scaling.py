@@ -14,6 +14,8 @@ from tf_moe import checks
 from tf_moe.gates.gate import check_choice, check_levels
 from tf_moe.ops.grouped_mesh import sizes
 
+__all__ = ["StepCost", "format_costs", "step_cost"]
+
 
 class StepCost(NamedTuple):
     """One training step, by device. Multiply-adds are those of the forward pass unless they say otherwise.
@@ -34,6 +36,12 @@ class StepCost(NamedTuple):
         slot_bytes: Memory of the optimizer's slots.
         block_bytes: Memory of what the backward pass keeps of the block: the experts' inputs and hidden layers.
         number_bytes: Bytes of a number that is computed and sent.
+
+    Example:
+
+    >>> cost = tf_moe.analysis.scaling.step_cost(16, 64, 256, k=2, tokens=1024, shards=4)
+    >>> cost.rows, cost.padding > 1
+    (512, True)
     """
 
     rows: float
@@ -113,6 +121,7 @@ def step_cost(
 
     Example:
 
+    >>> step_cost = tf_moe.analysis.scaling.step_cost
     >>> cost = step_cost(256, 512, 1024, k=4, tokens=16 * 18_750, shards=16, dense_parameters=2**22)
     >>> round(cost.arithmetic_per_number)  # 1.5 H 16 / 15
     1638
@@ -178,7 +187,15 @@ def _ring(numbers: float, devices: int) -> float:
 
 
 def format_costs(costs: Mapping[str, StepCost]) -> str:
-    """A Markdown table of costs by device and step, a column for each, headed by its name."""
+    """A Markdown table of costs by device and step, a column for each, headed by its name.
+
+    Example:
+
+    >>> cost = tf_moe.analysis.scaling.step_cost(16, 64, 256, k=2, tokens=1024, shards=4)
+    >>> print(tf_moe.analysis.scaling.format_costs({"4 shards": cost}))
+    | by device and step | 4 shards |
+    ...
+    """
     rows = [["by device and step", *costs], ["---"] * (1 + len(costs))]
     rows += [[label, *map(show, costs.values())] for label, show in _ROWS.items()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -19,6 +19,12 @@ class TopInput(NamedTuple):
         gate: The expert's gate value there.
         ids: Int `(T,)`, the ids of the whole row, padding included.
         position: Where in the row.
+
+    Example:
+
+    >>> top = tf_moe.analysis.TopInput(gate=0.9, ids=np.array([7, 8, 9]), position=1)
+    >>> int(top.ids[top.position])
+    8
     """
 
     gate: float
@@ -54,8 +60,9 @@ def top_inputs(
 
     Example:
 
-    >>> tops = tf_moe.analysis.top_inputs(model, validation, "moe")
-    >>> [vocabulary.tokens[top.ids[top.position]] for top in tops[17]]
+    >>> tops = tf_moe.analysis.top_inputs(model, dataset, "moe", count=3)
+    >>> [int(top.ids[top.position]) for top in tops[0]]  # the words that expert 0 is for
+    [...]
 
     Reference: table 9 of Shazeer et al. (2017).
     """

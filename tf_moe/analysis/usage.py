@@ -18,6 +18,12 @@ class Usage(NamedTuple):
     Attributes:
         load: Float32 `(E,)`, number of positions sent to each expert.
         importance: Float32 `(E,)`, sum of its gate values.
+
+    Example:
+
+    >>> usage = tf_moe.analysis.Usage(load=np.array([6.0, 2.0]), importance=np.array([3.0, 1.0]))
+    >>> float(usage.load.max() / usage.load.mean())
+    1.5
     """
 
     load: np.ndarray
@@ -52,6 +58,12 @@ def measure_usage(model: keras.Model, batches: Iterable) -> dict[str, Usage]:
     Raises:
         ValueError: If the model has no SparseMoE layer, or two of one name, is not built, or there is no batch.
         TypeError: If it is no model.
+
+    Example:
+
+    >>> usage = tf_moe.analysis.measure_usage(model, dataset)["moe"]
+    >>> int(usage.load.sum()), round(float(usage.importance.sum()))  # 16 x 8 positions, 2 experts for each
+    (256, 128)
 
     Reference: the columns CV(Importance), CV(Load) and max/mean Load of table 6 of Shazeer et al. (2017).
     """

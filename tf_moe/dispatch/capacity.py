@@ -10,6 +10,13 @@ from tf_moe.ops.groups import group_by
 from tf_moe.ops.rows import gather_or_zero
 
 DROP_BY = ("position", "weight")
+"""What a full expert can drop: the last tokens, or those with the lowest weights.
+
+Example:
+
+>>> [tf_moe.layers.SparseMoE(4, 16, capacity_factor=1.25, drop_by=way).drop_by for way in tf_moe.dispatch.DROP_BY]
+['position', 'weight']
+"""
 
 
 def dispatch_capacity(
@@ -31,6 +38,16 @@ def dispatch_capacity(
 
     Returns:
         A plan with E * C rows.
+
+    Example:
+
+    >>> index, weights = tf.constant([[0], [0], [1]]), tf.constant([[0.2], [0.9], [0.5]])
+    >>> plan = tf_moe.dispatch.dispatch_capacity(index, weights, num_experts=2, capacity=1)
+    >>> plan.slot.numpy().ravel(), int(plan.dropped)  # token 1 finds expert 0 full
+    (array([ 0, -1,  1], dtype=int32), 1)
+    >>> plan = tf_moe.dispatch.dispatch_capacity(index, weights, num_experts=2, capacity=1, drop_by="weight")
+    >>> plan.slot.numpy().ravel()
+    array([-1,  0,  1], dtype=int32)
     """
     assigned = combine_weights > 0
     index = tf.reshape(tf.where(assigned, expert_index, num_experts), [-1])
@@ -67,6 +84,11 @@ def capacity_of(tokens: int | tf.Tensor, num_experts: int, k: int, capacity_fact
         num_experts: Number of experts E.
         k: Experts chosen for a token, in all.
         capacity_factor: 1.0 is just enough for even loads.
+
+    Example:
+
+    >>> tf_moe.dispatch.capacity_of(tokens=100, num_experts=8, k=2, capacity_factor=1.25)  # 31.25 rounded up
+    32
     """
     # In whole numbers: a share that is whole should not be rounded up because 0.1 has no exact binary form.
     per_token = min(1, Fraction(capacity_factor).limit_denominator(10_000) * k / num_experts)

@@ -22,6 +22,16 @@ class Plan(NamedTuple):
             follow one another without gaps.
         block: Where nothing is dropped, the rows of each expert that stand in the block at the buffer's start, before
             the others, which follow one another; None where there is no block.
+
+    Example:
+
+    >>> index, weights = tf.constant([[1, 0], [1, 2]]), tf.constant([[0.75, 0.25], [0.5, 0.5]])
+    >>> plan = tf_moe.dispatch.dispatch_sorted(index, weights, num_experts=3)
+    >>> rows = plan.dispatch(tf.constant([[1.0], [10.0]]))  # of expert 0, 1, 1 and 2
+    >>> rows.numpy().ravel()
+    array([ 1.,  1., 10., 10.], dtype=float32)
+    >>> plan.combine(rows, weights).numpy().ravel()  # with experts that do nothing
+    array([ 1., 10.], dtype=float32)
     """
 
     assignment: tf.Tensor

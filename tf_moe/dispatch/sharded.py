@@ -22,6 +22,27 @@ class ShardedPlan(NamedTuple):
         capacity: Rows of an expert that each device may send; None where it sends all.
         shards: The mesh.
         block: None: rows are sorted.
+
+    Example:
+
+    ```python
+    strategy = tf_moe.distribute.ExpertParallelStrategy(["CPU:0"])
+    (tokens,) = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors(tf.random.normal([6, 4])))
+
+
+    @tf.function
+    def move(tokens):
+        def step(tokens):  # each to the expert of its largest feature, and back
+            expert = tf.expand_dims(tf.argmax(tokens, axis=-1, output_type=tf.int32), -1)
+            weights = tf.ones_like(expert, tf.float32)
+            plan = tf_moe.dispatch.dispatch_sharded(expert, weights, 4, strategy.shards)
+            return plan.combine(plan.dispatch(tokens), weights)
+
+        return strategy.run(step, [tokens])
+
+
+    same = move(tokens)
+    ```
     """
 
     counts: Groups
@@ -64,6 +85,25 @@ def dispatch_sharded(
         shards: The mesh.
         capacity: None to drop nothing; else the rows of an expert that each device may send.
         drop_by: Which of a device's assignments stay, see `dispatch_capacity`.
+
+    Example:
+
+    ```python
+    strategy = tf_moe.distribute.ExpertParallelStrategy(["CPU:0"])
+    (expert,) = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors(tf.constant([[2], [0], [2]])))
+
+
+    @tf.function
+    def dropped(expert):
+        def step(expert):
+            weights = tf.ones_like(expert, tf.float32)
+            return tf_moe.dispatch.dispatch_sharded(expert, weights, 4, strategy.shards, capacity=1).dropped
+
+        return strategy.run(step, [expert])
+
+
+    assert dropped(expert) == 1
+    ```
     """
     index = shards.split(tf.where(combine_weights > 0, expert_index, num_experts))
     weights = shards.split(combine_weights)

@@ -19,6 +19,13 @@ def dispatch_sorted(expert_index: tf.Tensor, combine_weights: tf.Tensor, num_exp
     Returns:
         A plan with as many rows as there are assignments, and the empty places of the block. Under XLA, where that
         cannot vary, T * K rows and no block.
+
+    Example:
+
+    >>> index, weights = tf.constant([[1, 0], [1, 2]]), tf.constant([[0.75, 0.25], [0.5, 0.5]])
+    >>> plan = tf_moe.dispatch.dispatch_sorted(index, weights, num_experts=3)
+    >>> plan.counts.numpy(), plan.assignment.numpy()
+    (array([1, 2, 1], dtype=int32), array([1, 0, 2, 3], dtype=int32))
     """
     assigned = combine_weights > 0
     layout = lay_out(tf.reshape(tf.where(assigned, expert_index, num_experts), [-1]), num_experts, block)

@@ -34,7 +34,7 @@ def save_sharded(path: str | os.PathLike, model: keras.Model, others: Sequence[k
 
     Example:
 
-    >>> save_sharded("checkpoints/step-1000", model)
+    >>> tf_moe.distribute.save_sharded("checkpoints/step-1000", model)
     """
     checks.built_model(model)
     path, names, specs, values = os.fspath(path), [], [], []
@@ -72,6 +72,12 @@ def restore_sharded(path: str | os.PathLike, model: keras.Model, others: Sequenc
             the model is not built.
         FileNotFoundError: If there is no checkpoint of this name.
         TypeError: If it is no model.
+
+    Example:
+
+    >>> model.optimizer.build(model.trainable_variables)
+    >>> tf_moe.distribute.save_sharded("checkpoints/step-1000", model)
+    >>> tf_moe.distribute.restore_sharded("checkpoints/step-1000", model)
     """
     checks.built_model(model)
     path = os.fspath(path)

@@ -22,6 +22,11 @@ class Cluster:
     Attributes:
         process_index: The number of this process, counted from 0. With a chief, the chief is process 0.
         addresses: "host:port" of every process, in the order of their numbers.
+
+    Example:
+        >>> cluster = tf_moe.distribute.Cluster(process_index=0, addresses=("a.net:2222", "b.net:2222"))
+        >>> cluster.num_processes
+        2
     """
 
     process_index: int
@@ -62,6 +67,7 @@ def find_cluster(resolver: tf.distribute.cluster_resolver.ClusterResolver | None
         TypeError: If the resolver is none.
 
     Example:
+        >>> import os
         >>> os.environ["TF_CONFIG"] = (
         ...     '{"cluster": {"worker": ["a.net:2222", "b.net:2222"]}, "task": {"type": "worker", "index": 1}}'
         ... )
@@ -108,6 +114,7 @@ def devices_per_process() -> int | None:
         ValueError: If the environment variable TF_MOE_DEVICES_PER_PROCESS is not a positive integer.
 
     Example:
+        >>> import os
         >>> os.environ["TF_MOE_DEVICES_PER_PROCESS"] = "4"
         >>> tf_moe.distribute.devices_per_process()
         4

@@ -96,9 +96,10 @@ def barrier(timeout: float = 3600.0) -> None:
         RuntimeError: If a process was lost or did not come in time.
 
     Example:
-        >>> if process_index == 0:
-        ...     prepare(directory)
-        >>> barrier()
+        >>> cluster = tf_moe.distribute.find_cluster()
+        >>> if cluster is None or cluster.process_index == 0:
+        ...     pathlib.Path("prepared").mkdir()
+        >>> tf_moe.distribute.barrier()
     """
     if _joined is not None:
         _wait(f"tf_moe/barrier/{next(_calls)}", timeout)
@@ -120,7 +121,7 @@ def broadcast_int(value: int, timeout: float = 3600.0) -> int:
         RuntimeError: If a process was lost or did not come in time.
 
     Example:
-        >>> seed = broadcast_int(random.randrange(2**31))
+        >>> seed = tf_moe.distribute.broadcast_int(np.random.randint(2**31))
     """
     if _joined is None:
         return int(value)

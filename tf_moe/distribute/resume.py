@@ -70,7 +70,8 @@ class Resume(keras.callbacks.Callback):
 
     Example:
 
-    >>> model.fit(dataset, epochs=10, callbacks=[tf_moe.distribute.Resume("checkpoints", save_freq=1000)])
+    >>> resume = tf_moe.distribute.Resume("checkpoints", save_freq=1000)
+    >>> history = model.fit(dataset, epochs=2, callbacks=[resume], verbose=0)
     """
 
     def __init__(

@@ -52,7 +52,8 @@ class ExpertParallelStrategy(tf.distribute.Strategy):
     ```python
     strategy = tf_moe.distribute.ExpertParallelStrategy()
     with strategy.scope():
-        model = keras.Sequential([..., tf_moe.layers.SparseMoE(num_experts=256, expert_hidden=1024), ...])
+        moe = tf_moe.layers.SparseMoE(num_experts=8, expert_hidden=16, k=2)
+        model = keras.Sequential([keras.layers.Embedding(50, 8), moe, keras.layers.Dense(50)])
         model.compile("adam", loss)
     model.fit(dataset)
     ```

@@ -45,6 +45,12 @@ class FeedForward(keras.layers.Layer):
         block: Where there is no capacity, the rows of each expert that come before all others, see `Plan`; or None.
         training: Whether hidden units are dropped. Default False.
 
+    Example:
+
+    >>> experts = tf_moe.experts.FeedForward(num_experts=3, hidden=16)
+    >>> experts(tf.ones([5, 8]), tf.constant([2, 0, 3])).shape  # two rows of expert 0, three of expert 2
+    TensorShape([5, 8])
+
     Reference: section 3.2 and appendix C.1 of Shazeer et al. (2017).
     """
 

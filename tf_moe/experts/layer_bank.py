@@ -27,6 +27,12 @@ class LayerBank(keras.layers.Layer):
         counts: Int32 `(E,)`, rows of each expert.
         capacity: C, or None where rows are sorted without gaps.
         block: Always None.
+
+    Example:
+
+    >>> experts = tf_moe.experts.LayerBank([keras.layers.Dense(8, "relu") for _ in range(3)])
+    >>> experts(tf.ones([5, 8]), tf.constant([2, 0, 3])).shape  # two rows of expert 0, three of expert 2
+    TensorShape([5, 8])
     """
 
     takes_block = False  # the rows of a layer have to follow one another

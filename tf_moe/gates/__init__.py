@@ -21,6 +21,14 @@ GATES = {
     "expert_choice": ExpertChoice,
     "sinkhorn": Sinkhorn,
 }
+"""The gates by the names that `SparseMoE` and `get` know them by.
+
+Example:
+
+>>> gate = tf_moe.gates.GATES["noisy_top_k"](num_experts=8, k=2)
+>>> gate.num_experts
+8
+"""
 
 
 def get(identifier, num_experts, k, seed: int | None = None, **options) -> Gate:
@@ -40,6 +48,11 @@ def get(identifier, num_experts, k, seed: int | None = None, **options) -> Gate:
 
     Raises:
         ValueError: If the name is unknown, or a gate passed in was made for other numbers, or options are given to it.
+
+    Example:
+
+    >>> type(tf_moe.gates.get("noisy_top_k", num_experts=(4, 8), k=(2, 2))).__name__
+    'Hierarchical'
     """
     if isinstance(identifier, dict):
         identifier = keras.saving.deserialize_keras_object(identifier)

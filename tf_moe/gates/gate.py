@@ -32,6 +32,26 @@ class Gate(keras.layers.Layer):
         inputs: `(T, D)`.
         mask: Optional bool `(T,)`; tokens where it is False get zero weights and count in no statistic.
         training: Whether noise is added and `load` is the smooth estimate. Default False.
+
+    Example:
+
+    ```python
+    class ByFirstFeature(tf_moe.gates.Gate):  # which learns nothing
+        def build(self, input_shape):
+            pass
+
+        def call(self, inputs, mask=None, training=False):
+            first = tf.cast(tf.math.floor(1e3 * inputs[:, :1]), tf.int32)
+            index = tf.math.floormod(first + tf.range(self.k), self.num_experts)
+            weights = tf.fill(tf.shape(index), 1 / self.k)
+            if mask is not None:
+                weights = tf.where(mask[:, None], weights, 0.0)
+            load = tf.math.bincount(tf.reshape(index, [-1]), tf.reshape(weights, [-1]), self.num_experts)
+            return tf_moe.gates.Routing(index, weights, None, load, load * self.k)
+
+    layer = tf_moe.layers.SparseMoE(4, expert_hidden=16, k=2, gate=ByFirstFeature(4, 2))
+    outputs = layer(tf.random.normal([5, 8]))
+    ```
     """
 
     def __init__(self, num_experts, k, seed: int | None = None, **kwargs):

@@ -25,6 +25,12 @@ class Routing(NamedTuple):
         load: `(E,)`. In training the smooth estimate of the number of tokens; otherwise, the number.
         loss: Scalar, the gate's own losses in training: the thresholds' of strictly balanced gating, Switch's balance
             loss, the router z-loss; 0 for most.
+
+    Example:
+
+    >>> routing = tf_moe.layers.SparseMoE(num_experts=4, expert_hidden=16, k=2).route(tf.random.normal([5, 8]))
+    >>> routing.expert_index.shape, routing.gates.shape, int(tf.reduce_sum(routing.load))
+    (TensorShape([5, 2]), TensorShape([5, 4]), 10)
     """
 
     expert_index: tf.Tensor

@@ -51,8 +51,9 @@ class Attention(keras.layers.Layer):
 
     For one step at a time, compute what the source contributes once:
 
+    >>> query, source = tf.zeros([2, 1, 8]), tf.zeros([2, 7, 4])  # one query, or several at a time
     >>> keys = attention.keys(source)
-    >>> context, weights = attention.attend(query, keys, source)  # query (B, 1, Dy), or several at a time
+    >>> context, weights = attention.attend(query, keys, source)
 
     Reference: appendix G of Shazeer et al. (2017); Wu et al. (2016), Google's Neural Machine Translation System,
     section 3; Bahdanau et al. (2015).

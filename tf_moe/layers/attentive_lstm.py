@@ -20,6 +20,14 @@ class AttentiveState(NamedTuple):
         h: `(N, P)`, the output.
         c: `(N, units)`, the cell state.
         context: `(N, M)`, what the attention read.
+
+    Example:
+
+    >>> layer = tf_moe.layers.AttentiveLSTM(32, projection=8)
+    >>> layer.build((None, None, 8), (None, None, 4))
+    >>> state = layer.initial_state(3)
+    >>> state.h.shape, state.c.shape, state.context.shape
+    (TensorShape([3, 8]), TensorShape([3, 32]), TensorShape([3, 4]))
     """
 
     h: tf.Tensor
@@ -63,8 +71,10 @@ class AttentiveLSTM(keras.layers.Layer):
 
     Example:
 
-    >>> layer = AttentiveLSTM(2048, projection=512)
-    >>> outputs, contexts = layer(tf.zeros([2, 5, 512]), tf.zeros([2, 7, 512]))
+    >>> layer = tf_moe.layers.AttentiveLSTM(64, projection=16)
+    >>> outputs, contexts = layer(tf.zeros([2, 5, 16]), tf.zeros([2, 7, 8]))
+    >>> outputs.shape, contexts.shape
+    (TensorShape([2, 5, 16]), TensorShape([2, 5, 8]))
 
     Reference: appendix E of Shazeer et al. (2017); Wu et al. (2016), section 3; Bahdanau et al. (2015).
     """

@@ -58,8 +58,8 @@ class LSTM(keras.layers.LSTM):
             other than before, or a mask or an initial state that does not fit.
 
     Example:
-        >>> LSTM(2048, projection=512, return_sequences=True)(tf.zeros([2, 20, 512])).shape
-        TensorShape([2, 20, 512])
+        >>> tf_moe.layers.LSTM(64, projection=16, return_sequences=True)(tf.zeros([2, 20, 16])).shape
+        TensorShape([2, 20, 16])
 
     Reference:
         Sak, Senior & Beaufays 2014, section 2 (the LSTMP); used by Shazeer et al. 2017, appendix C.

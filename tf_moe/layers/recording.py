@@ -26,7 +26,7 @@ def record_routings() -> Iterator[list[tuple[keras.layers.Layer, Routing]]]:
     >>> with tf_moe.layers.record_routings() as routings:
     ...     logits = model(tokens)
     >>> [(layer.name, routing.load.shape) for layer, routing in routings]
-    [('moe', TensorShape([256]))]
+    [('moe', TensorShape([8]))]
     """
     token = _records.set([])
     try:

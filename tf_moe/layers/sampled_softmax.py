@@ -46,8 +46,9 @@ class SampledSoftmax(keras.layers.Layer):
     Example:
 
     ```python
-    model = keras.Sequential([..., tf_moe.layers.SampledSoftmax(100_000)])
+    model = keras.Sequential([keras.layers.Embedding(10_000, 8), tf_moe.layers.SampledSoftmax(10_000)])
     model.compile("adam", tf_moe.layers.SampledSoftmaxLoss())
+    model.fit(tokens[:, :-1], tokens[:, 1:])
     ```
 
     Reference: appendix C.1 of Shazeer et al. (2017); Bengio and Senecal (2003), Quick training of probabilistic neural
@@ -168,6 +169,13 @@ class SampledSoftmaxLoss(keras.losses.Loss):
 
     Raises:
         ValueError: If targets have another shape.
+
+    Example:
+
+    >>> softmax = tf_moe.layers.SampledSoftmax(1000, num_sampled=20)
+    >>> estimate = softmax(tf.ones([4, 8]), training=True)
+    >>> tf_moe.layers.SampledSoftmaxLoss()(tf.constant([1, 2, 3, 4]), estimate).shape
+    TensorShape([])
     """
 
     def __init__(self, name: str = "sampled_softmax_loss", **kwargs):

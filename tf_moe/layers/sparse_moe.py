@@ -101,11 +101,11 @@ class SparseMoE(keras.layers.Layer):
     ```python
     model = keras.Sequential([
         keras.layers.Input((None,), dtype="int32"),
-        keras.layers.Embedding(10_000, 512, mask_zero=True),
-        tf_moe.layers.LSTM(512, return_sequences=True),
-        tf_moe.layers.SparseMoE(num_experts=256, expert_hidden=1024, k=4),
-        tf_moe.layers.LSTM(512, return_sequences=True),
-        keras.layers.Dense(10_000),
+        keras.layers.Embedding(1000, 64, mask_zero=True),
+        tf_moe.layers.LSTM(64, return_sequences=True),
+        tf_moe.layers.SparseMoE(num_experts=32, expert_hidden=128, k=4),
+        tf_moe.layers.LSTM(64, return_sequences=True),
+        keras.layers.Dense(1000),
     ])
     ```
 

@@ -82,6 +82,22 @@ def beam_search(
     Raises:
         ValueError: If an argument is out of range, or there is a coverage penalty and no `source_mask`.
 
+    Example:
+
+    ```python
+    following = tf.constant(  # probabilities of the next id by the newest one; 2 begins and ends
+        [[0.0, 0.0, 0.0, 0.0], [0.0, 0.1, 0.1, 0.8], [0.0, 0.6, 0.1, 0.3], [0.0, 0.05, 0.9, 0.05]]
+    )
+
+
+    def step(ids, state):
+        return tf.math.log(tf.gather(following, ids)), None, state
+
+
+    ids, scores = tf_moe.models.beam_search(step, (), batch_size=1, beam_size=2, max_length=5)
+    assert ids.numpy().tolist() == [[1, 3, 2, 0, 0]]
+    ```
+
     Reference: section 7 of Wu et al. (2016), Google's Neural Machine Translation System.
     """
     beam_size = checks.integer("beam_size", beam_size)

@@ -22,7 +22,8 @@ class Decoder:
 
     Example:
 
-    >>> decoder = tf_moe.models.Decoder(model)
+    >>> moe = tf_moe.layers.SparseMoE(4, expert_hidden=16, k=2)
+    >>> decoder = tf_moe.models.Decoder(tf_moe.models.language_model(50, [moe], width=8))
     >>> state = decoder.initial_state(batch_size=2)
     >>> logits, state = decoder.step(tf.constant([2, 2]), state)  # for the word after the first one
     """

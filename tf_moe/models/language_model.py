@@ -36,7 +36,10 @@ def language_model(
 
     Example:
 
-    >>> model = language_model(10_000, [SparseMoE(256, expert_hidden=1024, k=4, output_activation="sigmoid")])
+    >>> moe = tf_moe.layers.SparseMoE(16, expert_hidden=32, k=4, output_activation="sigmoid")
+    >>> model = tf_moe.models.language_model(1000, [moe], width=16)
+    >>> model.output_shape
+    (None, None, 1000)
 
     Reference: appendix C.1 of Shazeer et al. (2017).
     """
@@ -76,9 +79,11 @@ def residual_language_model(
 
     Example:
 
-    >>> model = residual_language_model(10_000, [LSTM(2048, projection=512, return_sequences=True)])
+    >>> lstm = tf_moe.layers.LSTM(64, projection=16, return_sequences=True)
+    >>> model = tf_moe.models.residual_language_model(1000, [lstm], width=16)
 
-    Reference: appendix C.1 of Shazeer et al. (2017); this is its LSTM-2048-512.
+    Reference: appendix C.1 of Shazeer et al. (2017); with 2048 units and a width of 512 this
+    is its LSTM-2048-512.
     """
     vocabulary_size, width = checks.integer("vocabulary_size", vocabulary_size), checks.integer("width", width)
     checks.number("dropout", dropout, "a number from 0 to 1", lambda x: 0 <= x <= 1)
@@ -124,6 +129,13 @@ def dense_twin(moe: SparseMoE, width: int, name: str = "dense") -> keras.Sequent
         ValueError: If the experts of `moe` are Keras layers, whose arithmetic is unknown, or `width` is no positive
             integer.
         TypeError: If `moe` is no SparseMoE.
+
+    Example:
+
+    >>> moe = tf_moe.layers.SparseMoE(num_experts=16, expert_hidden=32, k=4)
+    >>> twin = tf_moe.models.dense_twin(moe, width=64)
+    >>> twin.layers[0].units  # 4 x 32, and 16 for the gate
+    144
 
     Reference: appendix C.1 of Shazeer et al. (2017).
     """

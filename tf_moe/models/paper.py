@@ -32,7 +32,7 @@ class PaperNetwork:
     >>> network = tf_moe.models.PAPER["MoE-256"]
     >>> round(network.parameters / 1e6, 1), round(network.ops_per_timestep / 1e6, 2)
     (272.9, 8.65)
-    >>> model = network.scaled(width=64).build(vocabulary_size=10_000)
+    >>> model = network.scaled(width=16).build(vocabulary_size=1000)
 
     Reference: appendices C and D, tables 1, 7 and 8, of Shazeer et al. (2017).
     """
@@ -190,3 +190,13 @@ PAPER = {
         _mixture("MoE-131072-h", (256, 512)),
     )
 }
+"""The paper's language models by their names.
+
+Example:
+
+>>> for name in ("MoE-4", "MoE-256", "MoE-4096-h"):
+...     print(name, f"{tf_moe.models.PAPER[name].parameters:,}")
+MoE-4 8,392,704
+MoE-256 272,891,904
+MoE-4096-h 4,303,372,288
+"""

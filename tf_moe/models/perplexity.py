@@ -18,7 +18,7 @@ class Perplexity(keras.metrics.SparseCategoricalCrossentropy):
 
     Example:
 
-    >>> metric = Perplexity()
+    >>> metric = tf_moe.models.Perplexity()
     >>> metric.update_state([0, 1], [[0.0, 0.0], [0.0, 0.0]])
     >>> float(metric.result())
     2.0

@@ -31,7 +31,7 @@ class SmoothedCrossentropy(keras.losses.Loss):
     Example:
 
     >>> loss = tf_moe.models.SmoothedCrossentropy(0.1)
-    >>> round(float(loss([[1]], [[[0.0, 0.0]]])), 3)
+    >>> round(float(loss(tf.constant([[1]]), tf.zeros([1, 1, 2]))), 3)
     0.693
 
     Reference: Szegedy et al. (2016), Rethinking the Inception architecture, section 7.

@@ -101,10 +101,12 @@ class Translator(keras.Model):
     Example:
 
     ```python
-    model = tf_moe.models.Translator(8_000, width=64, lstm_units=256, expert_hidden=256, num_experts=16)
+    model = tf_moe.models.Translator(50, width=8, lstm_units=32, encoder_layers=2, num_experts=4, expert_hidden=16)
     model.compile("adam", tf_moe.models.SmoothedCrossentropy(0.1), weighted_metrics=[tf_moe.models.Perplexity()])
-    model.fit((source, target[:, :-1]), target[:, 1:])  # target: start, words, end, zeros
-    ids, scores = model.translate(source, beam_size=4)
+    source = tokens
+    target = np.pad(tokens, [[0, 0], [1, 1]], constant_values=2)  # start, words, end; then zeros, if there is room
+    model.evaluate((source, target[:, :-1]), target[:, 1:])  # `fit` takes the same
+    ids, scores = model.translate(source, beam_size=4, max_length=12)
     ```
 
     Reference: appendices E and G of Shazeer et al. (2017); Wu et al. (2016), Google's Neural Machine Translation

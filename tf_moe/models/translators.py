@@ -28,7 +28,7 @@ class TranslationNetwork:
     >>> network = tf_moe.models.TRANSLATORS["MoE-2048-h"]
     >>> round(network.parameters / 1e9, 2), round(network.ops_per_timestep / 1e6, 1)
     (8.66, 82.6)
-    >>> model = network.scaled(width=64).build(vocabulary_size=8_000)
+    >>> model = network.scaled(width=8).build(vocabulary_size=1000)
 
     Reference: appendix E, tables 2 to 5, of Shazeer et al. (2017).
     """
@@ -150,3 +150,10 @@ TRANSLATORS = {
         TranslationNetwork("multilingual-512", num_experts=512, k=2, expert_hidden=8192, gate="noisy_top_k"),
     )
 }
+"""The paper's translation models by their names.
+
+Example:
+
+>>> list(tf_moe.models.TRANSLATORS)
+['MoE-32', 'MoE-512-h', 'MoE-2048-h', 'multilingual-512']
+"""

@@ -40,10 +40,10 @@ class FactoredAdam(keras.optimizers.Optimizer):
 
     Example:
 
-    >>> optimizer = FactoredAdam(1e-3)
-    >>> optimizer.build([keras.Variable(tf.zeros([16, 512, 1024]))])
+    >>> optimizer = tf_moe.optimizers.FactoredAdam(1e-3)
+    >>> optimizer.build([keras.Variable(tf.zeros([4, 16, 32]))])
     >>> [tuple(v.shape) for v in optimizer.variables[2:]]
-    [(16, 512), (16, 1024)]
+    [(4, 16), (4, 32)]
 
     Reference: appendix D of Shazeer et al. (2017).
     """

@@ -28,7 +28,7 @@ class WarmupInverseSqrt(keras.optimizers.schedules.LearningRateSchedule):
 
     Example:
 
-    >>> schedule = WarmupInverseSqrt(0.001, warmup_steps=2000, constant_steps=8000)
+    >>> schedule = tf_moe.optimizers.WarmupInverseSqrt(0.001, warmup_steps=2000, constant_steps=8000)
     >>> [round(float(schedule(step)), 6) for step in (0, 999, 5000, 39_999)]
     [1e-06, 0.0005, 0.001, 0.0005]
 

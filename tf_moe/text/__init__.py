@@ -1,9 +1,12 @@
 """Text for language models and translation, as a stream: corpora, vocabularies, word pieces and batches.
 
 Example:
-    >>> corpus = tf_moe.text.Corpus.standard_library()
-    >>> vocabulary = tf_moe.text.build_vocabulary(corpus.train, 8192, tokenizer="code")
-    >>> train = tf_moe.text.contiguous_batches(corpus.train, vocabulary, batch_size=32, steps=20)
+    >>> corpus = tf_moe.text.Corpus(*(tf_moe.text.Text([f"pairs/{part}.en"]) for part in ("train", "val", "test")))
+    >>> vocabulary = tf_moe.text.build_vocabulary(corpus.train, size=None)
+    >>> train = tf_moe.text.contiguous_batches(corpus.train, vocabulary, batch_size=2, steps=4)
+    >>> for inputs, targets, weights in train.take(1):
+    ...     print(vocabulary.decode(targets[0].numpy()))
+    two men are in
 """
 
 from tf_moe.text.contiguous import contiguous_batches

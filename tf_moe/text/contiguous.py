@@ -59,15 +59,16 @@ def contiguous_batches(
         >>> train = tf_moe.text.contiguous_batches(
         ...     corpus.train,
         ...     vocabulary,
-        ...     batch_size=32,
-        ...     steps=20,
+        ...     batch_size=2,
+        ...     steps=4,
         ...     shuffle_buffer=65_536,
         ...     drop_remainder=True,
         ...     num_tokens=vocabulary.num_tokens,
         ... )
         >>> length = vocabulary.count_tokens(corpus.validation)
-        >>> validation = tf_moe.text.contiguous_batches(corpus.validation, vocabulary, 32, 20, num_tokens=length)
-        >>> model.fit(train, validation_data=validation)
+        >>> validation = tf_moe.text.contiguous_batches(corpus.validation, vocabulary, 2, 4, num_tokens=length)
+        >>> len(train), len(validation)
+        (2, 3)
     """
     batch_size, steps = checks.integer("batch_size", batch_size), checks.integer("steps", steps)
     shuffle_buffer, seed = checks.integer("shuffle_buffer", shuffle_buffer, least=0), checks.seed(seed)

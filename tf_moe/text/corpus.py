@@ -20,7 +20,7 @@ class Corpus:
 
     Example:
         >>> corpus = tf_moe.text.Corpus.standard_library()
-        >>> vocabulary = tf_moe.text.build_vocabulary(corpus.train, 8192, tokenizer="code")
+        >>> first = next(corpus.train.lines())
     """
 
     train: Text

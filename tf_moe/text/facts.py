@@ -40,7 +40,7 @@ class FactLanguage:
 
     Example:
 
-    >>> language = FactLanguage(num_words=100, fact_probability=0.8)
+    >>> language = tf_moe.text.FactLanguage(num_words=100, fact_probability=0.8)
     >>> words, following, weights = next(iter(language.batches(batch_size=4, steps=10)))
     >>> words.shape, round(language.perplexity, 1)
     (TensorShape([4, 10]), 3.2)

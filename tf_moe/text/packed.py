@@ -56,8 +56,11 @@ def packed_batches(
         TypeError: `cache` is no TokenCache.
 
     Example:
-        >>> train = tf_moe.text.packed_batches(cache, 128, 64, shuffle_buffer=10_000, seed=1, drop_remainder=True)
-        >>> test = tf_moe.text.packed_batches(test_cache, 32, 128, sentences_per_row=1)
+        >>> cache = tf_moe.text.cache_tokens(corpus.train, vocabulary, "cache/train")
+        >>> train = tf_moe.text.packed_batches(cache, 2, 16, shuffle_buffer=10_000, seed=1, drop_remainder=True)
+        >>> test = tf_moe.text.packed_batches(cache, 2, 16, sentences_per_row=1)
+        >>> next(iter(test))[0].numpy()[0]  # a sentence, then padding
+        array([...0, 0, 0, 0, 0, 0, 0, 0, 0], dtype=int32)
     """
     checks.instance("cache", cache, TokenCache, "Pass what cache_tokens returns.")
     batch_size, steps = checks.integer("batch_size", batch_size), checks.integer("steps", steps)

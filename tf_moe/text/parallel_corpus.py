@@ -25,9 +25,9 @@ class ParallelCorpus:
         parts: The names of each part. None: all names are of all parts, and a hash of the lines says whose line it is.
 
     Example:
-        >>> corpus = tf_moe.text.ParallelCorpus.from_directory("multi30k")
+        >>> corpus = tf_moe.text.ParallelCorpus.from_directory("pairs")
         >>> corpus.languages
-        ('cs', 'de', 'en', 'fr')
+        ('en', 'fr')
         >>> (train,) = corpus.parallel("train", "en", "fr")
     """
 

@@ -11,7 +11,13 @@ from tf_moe.text.text import Text, check_text
 
 
 class PairCounts(NamedTuple):
-    """Lines of a parallel text: pairs, and those left out because one side at least is blank."""
+    """Lines of a parallel text: pairs, and those left out because one side at least is blank.
+
+    Example:
+        >>> sides = tf_moe.text.Text(["pairs/train.en"]), tf_moe.text.Text(["pairs/train.fr"])
+        >>> tf_moe.text.ParallelText(*sides, "en", "fr").count()
+        PairCounts(pairs=3, blank=0)
+    """
 
     pairs: int
     blank: int
@@ -39,9 +45,10 @@ class ParallelText:
             reading: the texts have not as many lines, and what `Text` raises.
 
     Example:
-        >>> text = tf_moe.text.ParallelText(Text(["train.en.gz"]), Text(["train.fr.gz"]), "en", "fr")
+        >>> sides = tf_moe.text.Text(["pairs/train.en"]), tf_moe.text.Text(["pairs/train.fr"])
+        >>> text = tf_moe.text.ParallelText(*sides, "en", "fr")
         >>> next(text.pairs())
-        ('Two men are on a boat.', 'Deux hommes sont sur un bateau.')
+        ('two men are in a boat', 'deux hommes sont dans un bateau')
     """
 
     source: Text

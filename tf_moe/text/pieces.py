@@ -42,7 +42,8 @@ class Pieces:
         ValueError: `model` is no such model.
 
     Example:
-        >>> pieces = tf_moe.text.build_pieces([english, french], 8000, languages=["fr"])
+        >>> texts = [tf_moe.text.Text(["pairs/train.en"]), tf_moe.text.Text(["pairs/train.fr"])]
+        >>> pieces = tf_moe.text.build_pieces(texts, 300, languages=["fr"])
         >>> ids = pieces.encode(["A cat sat."], "fr")
         >>> pieces.decode(ids)
         <tf.Tensor: shape=(1,), dtype=string, numpy=array([b'A cat sat.'], dtype=object)>
@@ -165,6 +166,11 @@ def build_pieces(
             `_`; the texts are empty.
         TypeError: One of `texts` is no Text.
         ImportError: `sentencepiece` is not installed.
+
+    Example:
+        >>> pieces = tf_moe.text.build_pieces([tf_moe.text.Text(["pairs/train.fr"])], size=280)
+        >>> int(pieces.encode(["un chat"])[0, -1])  # the end
+        2
     """
     if isinstance(texts, Text):
         texts = [texts]

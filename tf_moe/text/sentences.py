@@ -52,6 +52,8 @@ def sentence_batches(
 
     Example:
         >>> train = tf_moe.text.sentence_batches(corpus.train, vocabulary, 64, shuffle_buffer=10_000)
+        >>> next(iter(train))[0].shape[0]
+        64
     """
     batch_size, seed = checks.integer("batch_size", batch_size), checks.seed(seed)
     shuffle_buffer = checks.integer("shuffle_buffer", shuffle_buffer, least=0)

@@ -28,8 +28,9 @@ class Text:
         FileNotFoundError: one of the files does not exist.
 
     Example:
-        >>> text = tf_moe.text.Text(["news-1.txt", "news-2.txt.gz"])
-        >>> first = next(text.lines())
+        >>> text = tf_moe.text.Text(["pairs/train.en", "pairs/val.en"])
+        >>> next(text.lines())
+        'two men are in a boat'
     """
 
     files: tuple[Path, ...]

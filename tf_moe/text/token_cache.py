@@ -30,6 +30,11 @@ class TokenCache:
         shards: The files, in the order of the text.
         num_tokens: Tokens in all of them, a `</s>` for each sentence.
         num_sentences: Sentences in all of them.
+
+    Example:
+        >>> cache = tf_moe.text.cache_tokens(corpus.train, vocabulary, "cache/train")
+        >>> cache.num_tokens, cache.num_sentences
+        (21, 3)
     """
 
     shards: tuple[Path, ...]
@@ -94,7 +99,7 @@ def cache_tokens(
 
     Example:
         >>> cache = tf_moe.text.cache_tokens(corpus.train, vocabulary, "cache/train")
-        >>> train = tf_moe.text.packed_batches(cache, batch_size=128, steps=64, shuffle_buffer=10_000)
+        >>> train = tf_moe.text.packed_batches(cache, batch_size=2, steps=16, shuffle_buffer=10_000)
     """
     check_text(text)
     checks.instance("vocabulary", vocabulary, Vocabulary, "Pass what build_vocabulary or Vocabulary.load returns.")

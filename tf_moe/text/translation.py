@@ -50,9 +50,10 @@ def translation_batches(
         tf.errors.InvalidArgumentError: on iteration, where reading fails; with the ValueError's message.
 
     Example:
-        >>> pieces = tf_moe.text.build_pieces([text.source, text.target], 8000)
+        >>> (text,) = tf_moe.text.ParallelCorpus.from_directory("pairs").parallel("train", "en", "fr")
+        >>> pieces = tf_moe.text.build_pieces([text.source, text.target], 300)
         >>> train = tf_moe.text.translation_batches(text, pieces, 4096, shuffle_buffer=30_000)
-        >>> model.fit(train)
+        >>> (source, inputs), outputs, weights = next(iter(train))
     """
     tokens, seed = checks.integer("tokens", tokens), checks.seed(seed)
     shuffle_buffer = checks.integer("shuffle_buffer", shuffle_buffer, least=0)
@@ -82,7 +83,14 @@ def translation_batches(
 
 
 def count_too_long(texts: ParallelText | Sequence[ParallelText], pieces: Pieces, longest: int = LENGTHS[-1]) -> int:
-    """How many pairs `translation_batches` leaves out whose last length is `longest`; reads the texts once."""
+    """How many pairs `translation_batches` leaves out whose last length is `longest`; reads the texts once.
+
+    Example:
+        >>> (text,) = tf_moe.text.ParallelCorpus.from_directory("pairs").parallel("train", "en", "fr")
+        >>> pieces = tf_moe.text.build_pieces([text.source, text.target], 300)
+        >>> tf_moe.text.count_too_long(text, pieces)
+        0
+    """
     longest = checks.integer("longest", longest)
     return sum(
         int(tf.reduce_sum(tf.cast(_row_lengths(sides) > longest, tf.int32))) for sides in _encoded_blocks(texts, pieces)

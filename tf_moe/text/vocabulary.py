@@ -38,7 +38,7 @@ class Vocabulary:
             stands there twice, or `num_tokens` is no integer of at least 0.
 
     Example:
-        >>> vocabulary = tf_moe.text.build_vocabulary(corpus.train, 10_000)
+        >>> vocabulary = tf_moe.text.build_vocabulary(corpus.train, size=16)
         >>> ids = vocabulary.encode(["the cat sat"])
         >>> vocabulary.decode(ids[0])
         'the cat sat'
@@ -129,6 +129,10 @@ def build_vocabulary(text: Text, size: int | None, tokenizer: str = "words") -> 
     Raises:
         ValueError: `size` is no integer, larger than what the text has, or smaller than 4.
         TypeError: `text` is no Text.
+
+    Example:
+        >>> tf_moe.text.build_vocabulary(corpus.train, size=8).tokens
+        ('<pad>', '<unk>', '</s>', 'the', 'a', 'boat', 'on', 'are')
     """
     check_text(text)
     if size is not None:

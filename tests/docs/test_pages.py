@@ -1,0 +1,51 @@
+import html.parser
+import os
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+from docs.public import public_names
+from tests.base import TestCase
+from tests.text.files import new_folder
+
+ROOT = Path(__file__).parents[2]
+
+
+class Page(html.parser.HTMLParser):
+    """The anchors of a page, and where its links lead."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.anchors, self.links = set(), set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.anchors.add(attributes.get("id"))
+        if tag == "a" and "://" not in attributes.get("href", "://"):
+            self.links.add(unquote(attributes["href"]))
+
+
+class PagesTest(TestCase):
+    """The pages as `python -m docs` builds them."""
+
+    def test_pages(self):
+        folder = new_folder(self).resolve()
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        built = subprocess.run(
+            [sys.executable, "-m", "docs", folder], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        self.assertEqual(built.returncode, 0, built.stderr)
+        self.assertNotIn("Warning", built.stderr)
+        pages = {file: Page(file.read_text(encoding="utf-8")) for file in folder.rglob("*.html")}
+        for name in public_names():
+            module, _, short = name.rpartition(".")
+            self.assertIn(short, pages[folder / f"{module.replace('.', '/')}.html"].anchors)
+        self.assertIn("10-two-devices", pages[folder / "tf_moe" / "tutorial.html"].anchors)
+        for file, page in pages.items():
+            for link in page.links:
+                path, anchor = urldefrag(link)
+                target = (file.parent / path).resolve() if path else file
+                self.assertIn(target, pages, f"{file.name}: {link}")
+                self.assertIn(anchor or None, pages[target].anchors, f"{file.name}: {link}")
