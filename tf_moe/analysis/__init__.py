@@ -1,5 +1,6 @@
 """What a network costs and how it uses its experts. `plots` needs matplotlib, so it is imported apart."""
 
+from tf_moe.analysis.co_activation import CoActivation, measure_co_activation
 from tf_moe.analysis.counts import Counts, count
 from tf_moe.analysis.dead_experts import DeadExperts
 from tf_moe.analysis.memory import Memory, training_memory
@@ -8,12 +9,14 @@ from tf_moe.analysis.top_inputs import TopInput, top_inputs
 from tf_moe.analysis.usage import Usage, measure_usage
 
 __all__ = [
+    "CoActivation",
     "Counts",
     "DeadExperts",
     "Memory",
     "TopInput",
     "Usage",
     "count",
+    "measure_co_activation",
     "measure_usage",
     "top_inputs",
     "training_memory",
