@@ -3,8 +3,10 @@
 from tf_moe.analysis.co_activation import CoActivation, measure_co_activation
 from tf_moe.analysis.counts import Counts, count
 from tf_moe.analysis.dead_experts import DeadExperts
+from tf_moe.analysis.labels import Label
 from tf_moe.analysis.memory import Memory, training_memory
 from tf_moe.analysis.page import write_top_inputs
+from tf_moe.analysis.specialisation import Specialisation, measure_specialisation
 from tf_moe.analysis.top_inputs import TopInput, top_inputs
 from tf_moe.analysis.usage import Usage, measure_usage
 
@@ -12,11 +14,14 @@ __all__ = [
     "CoActivation",
     "Counts",
     "DeadExperts",
+    "Label",
     "Memory",
+    "Specialisation",
     "TopInput",
     "Usage",
     "count",
     "measure_co_activation",
+    "measure_specialisation",
     "measure_usage",
     "top_inputs",
     "training_memory",
