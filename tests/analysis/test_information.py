@@ -99,7 +99,7 @@ class InformationTest(TestCase):
         self.assertAllClose(np.mean(excess), 0.0, atol=0.02)
 
     def test_error_covers_rows_that_belong_together(self):
-        """Positions of a row share their label, so that there are 128 samples, not 1024. Of 60 intervals of 95% some miss."""
+        """Positions of a row share their label, so that there are 128 samples, not 1024; of 60 intervals some miss."""
         rows, time, draw = 128, 8, np.array([[0.6, 0.2, 0.2], [0.2, 0.6, 0.2], [0.2, 0.2, 0.6]])
         truth = float((draw / 3 * np.log(draw * 3)).sum())
         hits, narrow = 0, 0

@@ -7,6 +7,7 @@ from tf_moe.analysis.labels import Label
 from tf_moe.analysis.memory import Memory, training_memory
 from tf_moe.analysis.page import write_top_inputs
 from tf_moe.analysis.specialisation import Specialisation, measure_specialisation
+from tf_moe.analysis.stability import Stability, measure_stability
 from tf_moe.analysis.top_inputs import TopInput, top_inputs
 from tf_moe.analysis.usage import Usage, measure_usage
 
@@ -17,11 +18,13 @@ __all__ = [
     "Label",
     "Memory",
     "Specialisation",
+    "Stability",
     "TopInput",
     "Usage",
     "count",
     "measure_co_activation",
     "measure_specialisation",
+    "measure_stability",
     "measure_usage",
     "top_inputs",
     "training_memory",

@@ -20,7 +20,7 @@ from tf_moe.analysis.observer import Decisions, Observer, tally
 from tf_moe.analysis.usage import entropy
 
 # Groups of rows that are resampled: enough for an error that is itself known to a tenth or so.
-_GROUPS = 64
+GROUPS = 64
 
 
 class Specialisation(NamedTuple):
@@ -175,7 +175,7 @@ class SpecialisationTally:
 
     def __init__(self, layer: str, labels: Mapping[str, Label]):
         self._layer, self._labels = layer, labels
-        self._counters = {name: LabelCounter(_GROUPS) for name in labels}
+        self._counters = {name: LabelCounter(GROUPS) for name in labels}
 
     def add(self, decisions: Decisions, inputs: Any) -> None:
         for name, label in self._labels.items():
