@@ -1,6 +1,6 @@
 """What the gates of a model decide about batches. All of the analysis runs models here, and nowhere else."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import keras
@@ -103,23 +103,24 @@ AnyTally = TypeVar("AnyTally", bound=Tally)
 
 
 def tally(
-    observer: Observer, batches: Iterable, new: Callable[[SparseMoE], AnyTally], layer: str | None = None
+    observer: Observer, batches: Iterable, new: Callable[[SparseMoE], AnyTally], layers: Sequence[str] | None = None
 ) -> dict[str, AnyTally]:
-    """One pass over the batches, with a tally for each layer; or for one, by its name.
+    """One pass over the batches, with a tally for each layer; or for some, by their names.
 
     Raises:
-        ValueError: If the model calls no such layer, or there is no batch.
+        ValueError: If the model does not call one of these, or no layer, or there is no batch.
     """
     tallies: dict[str, AnyTally] = {}
     for batch in batches:
         found = observer(batch)
-        if layer is not None and layer not in found:
-            raise ValueError(f"layer must be one of the model, which calls {list(found)}. Received: layer={layer!r}.")
-        for name, decisions in found.items():
-            if layer in (None, name):
-                if name not in tallies:
-                    tallies[name] = new(decisions.layer)
-                tallies[name].add(decisions, inputs_of(batch))
+        for name in found if layers is None else layers:
+            if name not in found:
+                raise ValueError(
+                    f"layer must be one of the model, which calls {list(found)}. Received: layer={name!r}."
+                )
+            if name not in tallies:
+                tallies[name] = new(found[name].layer)
+            tallies[name].add(found[name], inputs_of(batch))
     if not tallies:
         model = observer.model
         raise ValueError(

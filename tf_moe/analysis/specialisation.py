@@ -157,7 +157,7 @@ def measure_specialisation(
     resamples = checks.integer("resamples", resamples, least=0)
     seed = None if seed is None else checks.integer("seed", seed, least=0)
     labels = as_labels(labels)
-    found = tally(Observer(model), batches, lambda one: SpecialisationTally(one.name, labels), layer)
+    found = tally(Observer(model), batches, lambda one: SpecialisationTally(one.name, labels), [layer])
     return found[layer].result(shuffles, resamples, seed)
 
 

@@ -59,7 +59,7 @@ def top_inputs(
     Reference: table 9 of Shazeer et al. (2017).
     """
     count = checks.integer("count", count)
-    tallies = tally(Observer(model), batches, lambda layer: TopTally(layer, count, ids_of), layer)
+    tallies = tally(Observer(model), batches, lambda one: TopTally(one, count, ids_of), [layer])
     return tallies[layer].result()
 
 

@@ -126,7 +126,7 @@ class UsageTally:
         self._load += np.bincount(index, decisions.chosen.ravel(), experts)
         self._importance += np.bincount(index, gate.ravel(), experts)
         self._distribution += np.bincount(index, share.ravel(), experts)
-        self._positions += np.count_nonzero(total)
+        self._positions += int(np.count_nonzero(total))
         self._dropped += decisions.dropped
         self._entropy -= float((share * np.log(np.where(share > 0, share, 1))).sum())
 
@@ -138,7 +138,7 @@ class UsageTally:
             self._distribution / positions,
             self._positions,
             self._dropped,
-            self._entropy / positions,
+            float(self._entropy / positions),
         )
 
 
