@@ -6,6 +6,7 @@ from tf_moe.analysis.dead_experts import DeadExperts
 from tf_moe.analysis.findings import Findings, measure_all
 from tf_moe.analysis.labels import Label
 from tf_moe.analysis.memory import Memory, training_memory
+from tf_moe.analysis.monitor import ExpertMonitor
 from tf_moe.analysis.page import write_top_inputs
 from tf_moe.analysis.report import write_report
 from tf_moe.analysis.specialisation import Specialisation, measure_specialisation
@@ -17,6 +18,7 @@ __all__ = [
     "CoActivation",
     "Counts",
     "DeadExperts",
+    "ExpertMonitor",
     "Findings",
     "Label",
     "Memory",

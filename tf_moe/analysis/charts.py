@@ -24,6 +24,12 @@ def shades(values: np.ndarray) -> np.ndarray:
     return np.round(colours).astype("uint8")
 
 
+def eighths(ratio: np.ndarray) -> np.ndarray:
+    """Ratios from 1/8 to 8 as 0 to 1, on a logarithmic scale; NaN stays."""
+    known = np.where(np.isnan(ratio), 1, ratio)
+    return np.where(np.isnan(ratio), np.nan, (np.log2(np.clip(known, 1 / 8, 8)) + 3) / 6)
+
+
 def png(colours: np.ndarray) -> bytes:
     """A picture of colours `(H, W, 3)`, a pixel each."""
     return tf.io.encode_png(colours).numpy()

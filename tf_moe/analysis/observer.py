@@ -10,6 +10,7 @@ import tensorflow as tf
 from tf_moe import checks
 from tf_moe.dispatch import capacity_of
 from tf_moe.layers import SparseMoE, record_routings
+from tf_moe.mesh.shards import shards_of
 
 
 class Decisions(NamedTuple):
@@ -45,12 +46,17 @@ class Observer:
         model: Any built Keras model on one device, layers inside of layers too.
 
     Raises:
-        ValueError: If the model is not built; when called, if two of its layers have one name.
+        ValueError: If the model is not built, or on a mesh; when called, if two of its layers have one name.
         TypeError: If it is no model.
     """
 
     def __init__(self, model: keras.Model):
         checks.built_model(model)
+        if any(shards_of(variable) for variable in model.variables):
+            raise ValueError(
+                f"Gates cannot be looked at on a mesh. Received: {model.name!r}, whose weights are on one. Save it, "
+                "and load it on one device."
+            )
         self.model = model
         self._layers: dict[str, SparseMoE] = {}
         self._route = tf.function(self._trace, reduce_retracing=True, autograph=False)

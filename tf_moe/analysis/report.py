@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tf_moe import checks
-from tf_moe.analysis.charts import heat_map, interval_chart, load_chart
+from tf_moe.analysis.charts import eighths, heat_map, interval_chart, load_chart
 from tf_moe.analysis.co_activation import CoActivation
 from tf_moe.analysis.findings import Findings
 from tf_moe.analysis.labels import Label
@@ -188,7 +188,7 @@ def _label_map(name: str, one: Specialisation, label: Label, experts: int) -> st
     ratio = np.where(share.any(axis=1, keepdims=True), share * positions.sum() / positions, np.nan)
     names = [f"{label.name(value)}" for value in one.values]
     chart = heat_map(
-        _eighths(ratio), f"Labels by expert: {name}", "expert", name, ("8 times rarer", "8 times more often"), names
+        eighths(ratio), f"Labels by expert: {name}", "expert", name, ("8 times rarer", "8 times more often"), names
     )
     caption = (
         f"How much more often than overall each {name} is among an expert's positions; the middle shade is as often. "
@@ -205,7 +205,7 @@ def _co_activation(name: str, pairs: CoActivation) -> list[str]:
     if len(expected) == len(pairs.counts):
         np.fill_diagonal(ratio, np.nan)
     chart = heat_map(
-        _eighths(ratio),
+        eighths(ratio),
         f"Experts of {name} chosen together",
         "expert",
         "expert",
@@ -261,12 +261,6 @@ def _one_by_one(found: Findings, words_of, separator: str, context: int, experts
         if found.tops is not None and found.tops[expert]:
             parts.append(contexts(found.tops[expert], words_of, separator, context))
     return parts
-
-
-def _eighths(ratio: np.ndarray) -> np.ndarray:
-    """Ratios from 1/8 to 8 as 0 to 1, on a logarithmic scale."""
-    known = np.where(np.isnan(ratio), 1, ratio)
-    return np.where(np.isnan(ratio), np.nan, (np.log2(np.clip(known, 1 / 8, 8)) + 3) / 6)
 
 
 def _in_blocks(matrix: np.ndarray) -> np.ndarray:
