@@ -1,11 +1,14 @@
+import itertools
+
 import numpy as np
 
 from tests.base import TestCase
 from tf_moe.analysis.information import (
     LabelCounter,
+    _hypergeometric,
     information,
+    information_by_chance,
     most_information,
-    shuffled_information,
     standard_error,
 )
 
@@ -80,21 +83,43 @@ class InformationTest(TestCase):
             terms.append(np.log(of_expert.count(n) / len(of_expert) / share[n]))
         self.assertAllClose(information(counts), np.mean(terms), rtol=1e-9)
 
-    def test_baseline_is_the_mean_over_permutations(self):
-        expert, label = self.random(positions=120, labels=30, strength=2.0)
+    def test_baseline_is_the_mean_over_all_permutations(self):
+        """By all 5040 of seven positions, with a label that every expert must have."""
+        expert, label = (
+            np.array([[0, 1], [0, 2], [0, 1], [0, 3], [0, 2], [0, 1], [2, 3]]),
+            np.array([0, 0, 0, 0, 0, 1, 2]),
+        )
         counts, _ = counted(expert, label)
-        permuted = [slow_information(expert, self.rng.permutation(label)) for _ in range(400)]
-        error = np.std(permuted) / 20
-        baseline = shuffled_information(counts, 400, self.rng)
-        self.assertAllClose(baseline, np.mean(permuted), atol=8 * error, rtol=0)
-        self.assertGreater(baseline, 20 * error)  # so that the line above says something
+        permuted = [slow_information(expert, np.array(one)) for one in itertools.permutations(label)]
+        self.assertAllClose(information_by_chance(counts), np.mean(permuted), rtol=1e-9)
+
+    def test_baseline_against_drawn_permutations(self):
+        expert, label = self.random(positions=400, labels=30, strength=2.0)
+        label = np.where(self.rng.random(400) < 0.4, 0, label)  # one frequent label
+        counts, _ = counted(expert, label)
+        permuted = [slow_information(expert, self.rng.permutation(label)) for _ in range(300)]
+        error = np.std(permuted) / 300**0.5
+        baseline = information_by_chance(counts)
+        self.assertAllClose(baseline, np.mean(permuted), atol=5 * error, rtol=0)
+        self.assertGreater(baseline, 50 * error)  # so that the line above says something
+
+    def test_hypergeometric_where_numbers_are_large(self):
+        """A million positions: mean and variance are the textbook's."""
+        drawn = np.array([1, 1000, 400_000, 999_999, 1_000_000])
+        for n in (1, 50_000, 700_000):
+            count, probability = _hypergeometric(1_000_000, n, drawn)
+            mean = (count * probability).sum(axis=1)
+            share = n / 1e6
+            self.assertAllClose(mean, drawn * share, rtol=1e-9)
+            variance = ((count - mean[:, None]) ** 2 * probability).sum(axis=1)
+            self.assertAllClose(variance, drawn * share * (1 - share) * (1e6 - drawn) / 999_999, rtol=1e-6)
 
     def test_baseline_leaves_nothing_of_independence(self):
         excess = []
         for _ in range(20):
             expert, label = self.random(positions=200, labels=40, strength=0.0)
             counts, _ = counted(expert, label)
-            excess.append(information(counts) - shuffled_information(counts, 10, self.rng))
+            excess.append(information(counts) - information_by_chance(counts))
             self.assertGreater(information(counts), 0.1)  # which is all bias
         self.assertAllClose(np.mean(excess), 0.0, atol=0.02)
 
@@ -122,5 +147,5 @@ class InformationTest(TestCase):
     def test_empty(self):
         counts, counter = counted(np.zeros((0, 2), int), np.zeros(0, int))
         self.assertEqual(information(counts), 0)
-        self.assertEqual(shuffled_information(counts, 3, self.rng), 0)
+        self.assertEqual(information_by_chance(counts), 0)
         self.assertEqual(most_information(counts, counter.choice_entropy), 0)

@@ -3,6 +3,7 @@ import numpy as np
 
 from tests.base import TestCase
 from tf_moe.analysis.observer import Observer
+from tf_moe.distribute import ExpertParallelStrategy
 from tf_moe.layers import SparseMoE
 
 
@@ -20,7 +21,7 @@ class ObserverTest(TestCase):
         for variable in model.metrics_variables:
             variable.assign(3.0)
         observer = Observer(model)
-        for shape in ((3, 4), (2, 7), (1, 5), (6, 2)):
+        for shape in ((3, 4), (2, 7), (6, 2)):
             ids = self.rng.integers(0, 20, shape)
             found = observer((ids, None))
             self.assertEqual(list(found), ["z_first", "a_second"])  # as they are called
@@ -42,3 +43,9 @@ class ObserverTest(TestCase):
             observer(ids)
             self.assertAllEqual([float(variable) for variable in model.metrics_variables], [3.0] * 20)
         self.assertLessEqual(len(traces), 2)  # the first shape, and any
+
+    def test_mesh(self):
+        with ExpertParallelStrategy(["CPU:0", "CPU:1"]).scope():
+            model = keras.Sequential([keras.Input((6,)), SparseMoE(2, 3, k=1)], name="mine")
+        with self.assertRaisesRegex(ValueError, "Received: 'mine', whose weights are on one. Save it"):
+            Observer(model)

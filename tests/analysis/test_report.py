@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tests.base import TestCase
-from tf_moe.analysis import Label, measure_all, write_report
+from tf_moe.analysis import ExpertMonitor, Label, measure_all, write_report
 from tf_moe.analysis.co_activation import CoActivationTally
 from tf_moe.analysis.observer import Observer, tally
 from tf_moe.analysis.specialisation import SpecialisationTally
@@ -75,7 +75,7 @@ class ReportTest(TestCase):
         first = found["first"]
         self.assertAllEqual(first.usage.load, alone("first", UsageTally).result().load)
         self.assertAllEqual(first.co_activation.counts, alone("first", CoActivationTally).result().counts)
-        expected = alone("second", lambda layer: SpecialisationTally(layer.name, labels)).result(10, 200, 0)
+        expected = alone("second", lambda layer: SpecialisationTally(layer.name, labels)).result(100, 0)
         self.assertEqual(found["second"].specialisation["row"][:4], expected["row"][:4])
         tops = alone("first", lambda layer: TopTally(layer, 3, lambda ids: ids)).result()
         self.assertEqual([[one.gate for one in top] for top in first.tops], [[one.gate for one in top] for top in tops])
@@ -85,12 +85,14 @@ class ReportTest(TestCase):
         for batch in batches:
             decisions = observer(batch)["first"]
             same.add(decisions, decisions, len(batch))
-        self.check_page(found, {"first": same.result(1, 0, 0)})
+        self.check_page(found, {"first": same.result(0, 0)})
 
     def check_page(self, found, stability):
         file = Path(self.get_temp_dir()) / "report.html"
         words = np.array(["", "the", "</script>", *"cdefghijk"])
-        write_report(file, found, lambda ids: words[ids], "<T>", stability, context=2)
+        history = ExpertMonitor([])
+        history.steps, history.usage = [5, 1000], {"second": [found["second"].usage] * 2}
+        write_report(file, found, lambda ids: words[ids], "<T>", stability, history, context=2)
         text = file.read_text(encoding="utf-8")
         page = Page(text)
         self.assertEqual(page.texts["h1"], ["<T>"])
@@ -100,6 +102,7 @@ class ReportTest(TestCase):
         # It opens offline: nothing is loaded, and nothing runs.
         self.assertEqual({link.split(",")[0] for link in page.links if link[0] != "#"}, {"data:image/png;base64"})
         self.assertNotRegex(text, "<script|@import|url[(]")
+        self.assertEqual(text.count("from step 5 to step 1,000"), 1)
         usage = found["first"].usage
         use = page.texts["p"][1]
         self.assertIn(f"{usage.positions} positions went to 2 of 9 experts each", use)
@@ -123,5 +126,7 @@ class ReportTest(TestCase):
             write_report("a.html", {})
         with self.assertRaisesRegex(TypeError, "findings=3"):
             write_report("a.html", 3)
+        with self.assertRaisesRegex(TypeError, "history=3"):
+            write_report("a.html", {"moe": None}, history=3)
         with self.assertRaisesRegex(TypeError, "title=3"):
             write_report("a.html", {}, title=3)

@@ -45,8 +45,7 @@ def measure_all(
     ids_of: Callable[[Any], Any] | None = None,
     layers: str | Sequence[str] | None = None,
     tops: int = 5,
-    shuffles: int = 10,
-    resamples: int = 200,
+    resamples: int = 100,
     seed: int | None = 0,
 ) -> dict[str, Findings]:
     """Usage, co-activation, specialisation and top inputs of the SparseMoE layers of a model, in one pass.
@@ -62,8 +61,7 @@ def measure_all(
         layers: Names of the layers to look at. Default all. Labels and ids are those of all of these: of a
             `Translator`, whose encoder and decoder have other positions, look at one at a time.
         tops: Number of top inputs for each expert. Default 5.
-        shuffles: As in `measure_specialisation`.
-        resamples: As there.
+        resamples: As in `measure_specialisation`.
         seed: As there.
 
     Returns:
@@ -80,13 +78,12 @@ def measure_all(
     >>> found["moe"].usage.load_cv, found["moe"].specialisation["class"].share
     """
     checks.integer("tops", tops)
-    shuffles = checks.integer("shuffles", shuffles)
     resamples = checks.integer("resamples", resamples, least=0)
     seed = None if seed is None else checks.integer("seed", seed, least=0)
     labels = as_labels(labels or {})
     layers = [layers] if isinstance(layers, str) else layers
     found = tally(Observer(model), batches, lambda layer: _LayerTally(layer, labels, ids_of, tops), layers)
-    return {name: one.result(shuffles, resamples, seed) for name, one in found.items()}
+    return {name: one.result(resamples, seed) for name, one in found.items()}
 
 
 class _LayerTally:
@@ -105,14 +102,14 @@ class _LayerTally:
         for one in self._all:
             one.add(decisions, inputs)
 
-    def result(self, shuffles: int, resamples: int, seed: int | None) -> Findings:
+    def result(self, resamples: int, seed: int | None) -> Findings:
         return Findings(
             self._layer.num_experts,
             self._layer.k,
             self._layer.capacity_factor,
             self._usage.result(),
             None if self._pairs is None else self._pairs.result(),
-            self._specialisation.result(shuffles, resamples, seed),
+            self._specialisation.result(resamples, seed),
             None if self._tops is None else self._tops.result(),
             self._labels,
         )

@@ -11,7 +11,7 @@ class Counts(NamedTuple):
     """How often each expert met each label, by group of rows; only what occurs is held.
 
     Attributes:
-        expert: Int `(M,)`, the expert of each pair that occurs.
+        expert: Int `(M,)`, the expert of each pair that occurs, in order.
         label: Int `(M,)`, its label, 0 to L - 1.
         pair: Int `(N,)`, for each count which pair it is of.
         group: Int `(N,)`, and of which of G groups of rows.
@@ -26,55 +26,77 @@ class Counts(NamedTuple):
     count: np.ndarray
     positions: np.ndarray
 
-    def of_pairs(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """Float64 `(M,)`, assignments of each pair, where each group is taken as often as its weight says."""
-        count = self.count if weights is None else self.count * weights[self.group]
-        return np.bincount(self.pair, count, len(self.expert))
+    def of_pairs(self) -> np.ndarray:
+        """Float64 `(M,)`, assignments of each pair."""
+        return np.bincount(self.pair, self.count, len(self.expert))
 
     def load(self) -> np.ndarray:
         """Int `(E,)`, assignments of each expert, up to the last that has any."""
         return np.bincount(self.expert, self.of_pairs()).astype("int64")
 
 
-def information(counts: Counts, weights: np.ndarray | None = None) -> float:
+def information(counts: Counts) -> float:
     """Plug-in estimate of what an expert tells of a label, in nats.
 
     The mean over all assignments of log P(label | expert) / P(label), where P(label) is the share of positions. If all
     positions have the same number of experts, it is the mutual information of the label and one of the position's
     experts, drawn by chance.
-
-    Args:
-        counts: What was counted.
-        weights: `(G,)`, how often each group of rows is taken. Default: once.
     """
-    count = counts.of_pairs(weights)
-    positions = counts.positions.sum(axis=1) if weights is None else counts.positions @ weights
-    load = np.bincount(counts.expert, count)
-    seen = count > 0
-    count, expert, label = count[seen], counts.expert[seen], counts.label[seen]
-    ratio = count / load[expert] / (positions[label] / positions.sum())
-    return float(count @ np.log(ratio) / count.sum()) if len(count) else 0.0
+    return float(_plug_in(counts, counts.of_pairs()[:, None], counts.positions.sum(axis=1, keepdims=True))[0])
 
 
-def shuffled_information(counts: Counts, shuffles: int, rng: np.random.Generator) -> float:
-    """The mean of `information` over random permutations of the labels among the positions.
+def _plug_in(counts: Counts, table: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """The same of several samples: assignments of the pairs `(M, S)` and positions of the labels `(L, S)` -> `(S,)`."""
+    if not len(table):
+        return np.zeros(table.shape[1])
+    _, first, expert = np.unique(counts.expert, return_index=True, return_inverse=True)
+    load = np.add.reduceat(table, first, axis=0)
+    chance = positions / positions.sum(axis=0)
+    product = load[expert] * chance[counts.label]
+    ratio = np.divide(table, product, out=np.ones_like(product), where=table > 0)
+    return np.einsum("ms,ms->s", table, np.log(ratio)) / load.sum(axis=0)
 
-    A permutation gives an expert of n positions the labels of n positions drawn without replacement, and the estimate
-    is a sum over the experts. So its mean is that of as many draws for each expert by itself, from a multivariate
-    hypergeometric distribution: exactly, and without the positions at hand.
+
+def information_by_chance(counts: Counts) -> float:
+    """The mean of `information` over all permutations of the labels among the positions.
+
+    A permutation gives an expert of n positions the labels of n positions drawn without replacement, so that it has a
+    label as often as a hypergeometric distribution says. The estimate is a sum over experts and labels, and its mean
+    the sum of theirs, which needs the distributions alone: no permutation is drawn, and the mean is exact.
     """
-    positions = counts.positions.sum(axis=1)
-    load = counts.load()
-    # The most frequent first: where few are left to draw, the rest is skipped.
-    positions = np.sort(positions)[::-1]
-    share = positions / max(positions.sum(), 1)
-    total = 0.0
-    for n in load[load > 0]:
-        drawn = rng.multivariate_hypergeometric(positions, n, size=shuffles, method="marginals")
-        row, label = np.nonzero(drawn)
-        count = drawn[row, label]
-        total += count @ np.log(count / n / share[label])
-    return float(total / max(load.sum(), 1) / max(shuffles, 1))
+    load, experts = np.unique(counts.load(), return_counts=True)
+    load, experts = load[load > 0], experts[load > 0]
+    number, labels = np.unique(counts.positions.sum(axis=1), return_counts=True)
+    if not len(load):
+        return 0.0
+    positions, total = int(number @ labels), 0.0
+    for n, times in zip(number, labels, strict=True):
+        count, probability = _hypergeometric(positions, n, load)
+        mean = (load * (n / positions))[:, None]
+        gain = count * np.log(np.maximum(count, 1) / mean)
+        total += times * float(experts @ (probability * gain).sum(axis=1))
+    return total / float(load @ experts)
+
+
+def _hypergeometric(positions: int, n: int, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many of n positions are among some drawn of all: numbers and their probabilities, both `(len(drawn), W)`.
+
+    Of numbers further from the mean than ten standard deviations, and ten, the probability is left out.
+    """
+    share = n / positions
+    mean = drawn * share
+    width = 10 + 10 * np.sqrt(mean * (1 - share) * (positions - drawn) / max(positions - 1, 1))
+    low = np.maximum(np.floor(mean - width), np.maximum(0, drawn + n - positions))
+    high = np.minimum(np.ceil(mean + width), np.minimum(drawn, n))
+    count = low[:, None] + np.arange(int((high - low).max()) + 1)
+    before = count[:, :-1]  # the probability of each number from that of the one before
+    above = np.maximum((n - before) * (drawn[:, None] - before), 0)
+    below = (before + 1) * (positions - n - drawn[:, None] + before + 1)
+    with np.errstate(divide="ignore"):
+        steps = np.log(above) - np.log(np.maximum(below, 1))
+    logarithm = np.concatenate([np.zeros((len(drawn), 1)), np.cumsum(steps, axis=1)], axis=1)
+    probability = np.exp(logarithm - logarithm.max(axis=1, keepdims=True))
+    return count, probability / probability.sum(axis=1, keepdims=True)
 
 
 def standard_error(counts: Counts, resamples: int, rng: np.random.Generator) -> float:
@@ -83,10 +105,20 @@ def standard_error(counts: Counts, resamples: int, rng: np.random.Generator) -> 
     number = len(groups)
     if number < 2 or resamples < 2:
         return float("nan")
-    weights = np.zeros((resamples, counts.positions.shape[1]))
-    weights[:, groups] = rng.multinomial(number, np.full(number, 1 / number), size=resamples)
+    order = np.argsort(counts.group, kind="stable")
+    ends = np.searchsorted(counts.group[order], groups, side="right")
+    parts = [order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    values = []
+    at_once = max(1, _CELLS // max(len(counts.expert), 1))
+    for start in range(0, resamples, at_once):
+        size = min(at_once, resamples - start)
+        weights = rng.multinomial(number, np.full(number, 1 / number), size=size).T.astype("float64")
+        table = np.zeros((len(counts.expert), size))
+        for part, weight in zip(parts, weights, strict=True):  # a pair has one count in a group
+            table[counts.pair[part]] += counts.count[part, None] * weight
+        values.append(_plug_in(counts, table, counts.positions[:, groups] @ weights))
     # A sample of n groups varies by (n - 1) / n of what n groups from all rows there might be would.
-    return float(np.std([information(counts, row) for row in weights]) * np.sqrt(number / (number - 1)))
+    return float(np.std(np.concatenate(values)) * np.sqrt(number / (number - 1)))
 
 
 def most_information(counts: Counts, choice_entropy: float) -> float:
@@ -100,6 +132,8 @@ def most_information(counts: Counts, choice_entropy: float) -> float:
     return max(0.0, min(entropy(counts.positions.sum(axis=1)), entropy(counts.load()) - choice_entropy))
 
 
+# Numbers of a table of resampled counts, 32 MB.
+_CELLS = 2**22
 # Labels are below this: with 64 groups of rows there is room for 67 million experts in 63 bits.
 _LABELS = 2**31
 

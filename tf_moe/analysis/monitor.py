@@ -40,7 +40,6 @@ class ExpertMonitor(keras.callbacks.Callback):
         every: "epoch", the default, or a number of training batches.
         labels: As in `measure_specialisation`. Default none.
         layers: Names of the layers to look at, which share the labels. Default all.
-        shuffles: Permutations for the baseline of the specialisation. Default 5; the error is not computed.
 
     Attributes:
         steps: Of each look, the number of steps that the optimizer had made; of a model without one, of batches.
@@ -71,7 +70,6 @@ class ExpertMonitor(keras.callbacks.Callback):
         every: str | int = "epoch",
         labels: Mapping[str, Label | Callable[[Any], Any]] | None = None,
         layers: str | Sequence[str] | None = None,
-        shuffles: int = 5,
     ):
         super().__init__()
         if iter(batches) is batches:
@@ -83,7 +81,6 @@ class ExpertMonitor(keras.callbacks.Callback):
         self.every = every if every == "epoch" else checks.integer("every", every, hint=', or "epoch"')
         self.labels = as_labels(labels or {})
         self.layers = [layers] if isinstance(layers, str) else layers
-        self.shuffles = checks.integer("shuffles", shuffles)
         self.steps: list[int] = []
         self.usage: dict[str, list[Usage]] = {}
         self.specialisation: dict[str, dict[str, list[float]]] = {}
@@ -135,7 +132,7 @@ class ExpertMonitor(keras.callbacks.Callback):
         self.steps.append(self._before_epoch + self._seen if optimizer is None else int(optimizer.iterations))
         for name, look in found.items():
             shares = self.specialisation.setdefault(name, {label: [] for label in self.labels})
-            specialisation = look.labels.result(self.shuffles, 0, 0)
+            specialisation = look.labels.result(0, None)
             for label, one in specialisation.items():
                 shares[label].append(one.share)
             usage = look.usage.result()

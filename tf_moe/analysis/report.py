@@ -13,6 +13,7 @@ from tf_moe.analysis.co_activation import CoActivation
 from tf_moe.analysis.findings import Findings
 from tf_moe.analysis.labels import Label
 from tf_moe.analysis.markup import document, figure, paragraph, show, table
+from tf_moe.analysis.monitor import ExpertMonitor
 from tf_moe.analysis.page import contexts
 from tf_moe.analysis.specialisation import Specialisation
 from tf_moe.analysis.stability import Stability
@@ -46,6 +47,7 @@ def write_report(
     words_of: Callable[[np.ndarray], Iterable[str]] | None = None,
     title: str = "How the experts are used",
     stability: Mapping[str, Stability] | None = None,
+    history: ExpertMonitor | None = None,
     separator: str = " ",
     context: int = 8,
     experts: int = 64,
@@ -58,13 +60,14 @@ def write_report(
         words_of: As in `write_top_inputs`: the text of each id of a row. Default None: the ids themselves.
         title: Heading of the page.
         stability: What `measure_stability` returned, for a section on how alike another model routes. Default none.
+        history: The callback that watched the training, for a picture of the load over time. Default none.
         separator: What stands between two words. Default a space; "" for word pieces that bring their own.
         context: Words shown on either side of a top input. Default 8.
         experts: How many experts of a layer, the busiest, are described one by one. Default 64.
 
     Raises:
         ValueError: If nothing was found, `words_of` does not return a string for each id, or a number is out of range.
-        TypeError: If `title` is no text.
+        TypeError: If `title` is no text, `findings` no dictionary, or `history` no `ExpertMonitor`.
 
     Example:
 
@@ -83,11 +86,15 @@ def write_report(
     checks.instance("findings", findings, Mapping, "Pass what measure_all returned.")
     if not findings:
         raise ValueError(f"findings must be of a layer or more. Received: findings={findings!r}.")
+    if history is not None:
+        checks.instance("history", history, ExpertMonitor, "Pass the callback that watched the training.")
     words_of = words_of or (lambda ids: [str(n) for n in ids])
     parts = [_summary(findings)]
     for number, (name, found) in enumerate(findings.items()):
         parts.append(f'<section id="layer{number}">\n<h2>Layer {html.escape(name)}</h2>')
         parts += _usage(name, found)
+        if history is not None and name in history.usage:
+            parts.append(_history(name, history))
         if found.specialisation:
             parts += _specialisation(name, found)
         if found.co_activation is not None:
@@ -151,6 +158,20 @@ def _usage(name: str, found: Findings) -> list[str]:
     chart = load_chart(usage.load, usage.importance, f"Load and importance of the experts of {name}")
     caption = "Share of all choices that each expert has (bars), and of all gate values (dots)."
     return ["<h3>Use</h3>", paragraph(" ".join(text)), figure(chart, caption)]
+
+
+def _history(name: str, history: ExpertMonitor) -> str:
+    load = history.load(name)
+    looks = np.unique(np.linspace(0, len(load) - 1, min(len(load), _CELLS)).astype("int64"))
+    steps = [f"{history.steps[n]:,}" for n in looks]
+    chart = heat_map(
+        eighths(load[looks] * load.shape[1]),
+        f"Load of the experts of {name} over time",
+        "look",
+        "expert",
+        ("1/8 of mean", "8 times mean"),
+    )
+    return figure(chart, f"Load of every expert in training, from step {steps[0]} to step {steps[-1]}.")
 
 
 def _specialisation(name: str, found: Findings) -> list[str]:

@@ -11,8 +11,8 @@ from tf_moe.analysis.information import (
     Counts,
     LabelCounter,
     information,
+    information_by_chance,
     most_information,
-    shuffled_information,
     standard_error,
 )
 from tf_moe.analysis.labels import Label
@@ -29,7 +29,7 @@ class Specialisation(NamedTuple):
     Attributes:
         information: Plug-in estimate of the mutual information of expert and label. It is above the truth, and above 0
             where there is nothing to find, the more so the more labels and the fewer positions there are.
-        baseline: The mean of that estimate over random permutations of the labels among the positions.
+        baseline: The mean of that estimate over all permutations of the labels among the positions.
         standard_error: Of `information`, by the bootstrap over rows; NaN where there was one row.
         limit: The most that it could be for these loads and labels.
         label_entropy: Entropy of the label.
@@ -108,17 +108,16 @@ def measure_specialisation(
     batches: Iterable,
     layer: str,
     labels: Mapping[str, Label | Callable[[Any], Any]],
-    shuffles: int = 10,
-    resamples: int = 200,
+    resamples: int = 100,
     seed: int | None = 0,
 ) -> dict[str, Specialisation]:
     """How much the experts of a layer tell of labels of their positions, at evaluation.
 
     Estimated is the mutual information I(expert; label), where the expert is one of a position's, drawn by chance: by
     the plug-in estimate from counts, less its mean over permutations of the labels, which is its bias where there is no
-    dependence (and more than its bias where there is much, so that the estimate is on the safe side). The mean over
-    permutations is drawn from the counts alone, and exact in distribution for each expert. The error is that of the
-    bootstrap over rows, which are dealt to 64 groups: rows should be independent of each other, words in them need not.
+    dependence (and more than its bias where there is much, so that the estimate is on the safe side). The mean is over
+    all permutations, which follows from the counts; none is drawn. The error is that of the bootstrap over rows, which
+    are dealt to 64 groups: rows should be independent of each other, words in them need not be.
 
     What is held are counts of pairs of expert and label that occur, and not the positions.
 
@@ -128,9 +127,8 @@ def measure_specialisation(
         layer: Name of a SparseMoE layer of the model.
         labels: By name, a `Label`, or a function from the inputs to integers `(batch, time)` or `(batch,)`. See
             `tokens`, `word_classes` and `places` in `tf_moe.analysis.labels`.
-        shuffles: Number of permutations. Default 10: the mean over them hardly varies.
-        resamples: Number of bootstrap samples. Default 200; 0 for no error.
-        seed: Of permutations and samples. Default 0; None for others every time.
+        resamples: Number of bootstrap samples. Default 100; 0 for no error.
+        seed: Of the samples. Default 0; None for others every time.
 
     Returns:
         A `Specialisation` for each label.
@@ -153,12 +151,11 @@ def measure_specialisation(
     permutations and the adjusted share; Davison, Hinkley (1997), Bootstrap methods and their application, section 3.8,
     for resampling what belongs together. Table 9 of Shazeer et al. (2017) shows what experts specialise in by examples.
     """
-    shuffles = checks.integer("shuffles", shuffles)
     resamples = checks.integer("resamples", resamples, least=0)
     seed = None if seed is None else checks.integer("seed", seed, least=0)
     labels = as_labels(labels)
     found = tally(Observer(model), batches, lambda one: SpecialisationTally(one.name, labels), [layer])
-    return found[layer].result(shuffles, resamples, seed)
+    return found[layer].result(resamples, seed)
 
 
 def as_labels(labels: Mapping[str, Label | Callable[[Any], Any]]) -> dict[str, Label]:
@@ -195,17 +192,17 @@ class SpecialisationTally:
         repeats = positions // len(values) if of_rows else 1
         return np.repeat(values.ravel(), repeats), len(values)
 
-    def result(self, shuffles: int, resamples: int, seed: int | None) -> dict[str, Specialisation]:
-        return {name: specialisation(one, shuffles, resamples, seed) for name, one in self._counters.items()}
+    def result(self, resamples: int, seed: int | None) -> dict[str, Specialisation]:
+        return {name: specialisation(one, resamples, seed) for name, one in self._counters.items()}
 
 
-def specialisation(counter: LabelCounter, shuffles: int, resamples: int, seed: int | None) -> Specialisation:
+def specialisation(counter: LabelCounter, resamples: int, seed: int | None) -> Specialisation:
     """The numbers from the counts."""
     counts, values = counter.result()
     rng = np.random.default_rng(seed)
     return Specialisation(
         information(counts),
-        shuffled_information(counts, shuffles, rng),
+        information_by_chance(counts),
         standard_error(counts, resamples, rng),
         most_information(counts, counter.choice_entropy),
         entropy(counts.positions.sum(axis=1)),

@@ -50,7 +50,7 @@ class Stability(NamedTuple):
 
 
 def measure_stability(
-    model: keras.Model, other: keras.Model, batches: Iterable, shuffles: int = 10, resamples: int = 200, seed: int = 0
+    model: keras.Model, other: keras.Model, batches: Iterable, resamples: int = 100, seed: int = 0
 ) -> dict[str, Stability]:
     """How alike two models route, at evaluation, for every SparseMoE layer.
 
@@ -61,8 +61,7 @@ def measure_stability(
         model: Any Keras model on one device, whose layers have up to 4096 experts.
         other: A model with as many SparseMoE layers, of as many experts each, for the same inputs.
         batches: Their inputs; of tuples, as `fit` takes them, the first part is used.
-        shuffles: As in `measure_specialisation`.
-        resamples: As there.
+        resamples: As in `measure_specialisation`.
         seed: As there.
 
     Returns:
@@ -99,7 +98,7 @@ def measure_stability(
             tallies[name].add(one, like, len(leaf))
     if not tallies:
         raise ValueError("There must be a batch to compare the models on. Received: batches without any.")
-    return {name: one.result(shuffles, resamples, seed) for name, one in tallies.items()}
+    return {name: one.result(resamples, seed) for name, one in tallies.items()}
 
 
 class StabilityTally:
@@ -127,7 +126,7 @@ class StabilityTally:
         rows = rows if rows and positions % rows == 0 else positions
         self._labels.add(first.expert_index, first.chosen, np.where(other > 0, best, -1), rows)
 
-    def result(self, shuffles: int, resamples: int, seed: int | None) -> Stability:
+    def result(self, resamples: int, seed: int | None) -> Stability:
         matching = best_matching(self._counts)
         number, other = np.sort(self._loads)
         all_choices = max(self._loads.sum() / 2, 1)
@@ -138,6 +137,6 @@ class StabilityTally:
             matching=matching,
             matched_overlap=float(self._counts[np.arange(len(matching)), matching].sum() / all_choices),
             chance_overlap=float(number @ other / max(self._positions, 1) / all_choices),
-            information=specialisation(self._labels, shuffles, resamples, seed),
+            information=specialisation(self._labels, resamples, seed),
             counts=self._counts,
         )
