@@ -118,7 +118,7 @@ class ReportTest(TestCase):
         self.assertIn("</script>", " ".join(page.texts["td"]))
         self.assertIn("odd &amp; more", text)
         short = Path(self.get_temp_dir()) / "short.html"
-        write_report(short, {"second": found["second"]._replace(tops=None, specialisation={})}, experts=0)
+        write_report(short, {"second": found["second"]}, experts=0)
         self.assertNotIn("Experts one by one", short.read_text(encoding="utf-8"))
 
     def test_wrong(self):

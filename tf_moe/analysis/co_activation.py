@@ -71,7 +71,7 @@ def measure_co_activation(model: keras.Model, batches: Iterable) -> dict[str, Co
 
     >>> model = keras.Sequential([keras.Input((8,)), tf_moe.layers.SparseMoE(4, 16, k=2, name="moe")])
     >>> found = tf_moe.analysis.measure_co_activation(model, [tf.random.normal([32, 8])])["moe"]
-    >>> found.counts.trace(), found.counts.sum()  # 2 experts and 2 x 2 pairs for each of 32 positions
+    >>> int(found.counts.trace()), int(found.counts.sum())  # 2 experts and 2 x 2 pairs for each of 32 positions
     (64, 128)
 
     Reference: Goodman (1968), The analysis of cross-classified data: independence, quasi-independence, and
@@ -102,8 +102,8 @@ def add_pairs(counts: np.ndarray, first: Decisions, second: Decisions) -> None:
     """Add to counts `(E, E)`, for each position, every pair of an expert in the first and one in the second."""
     for index, chosen in zip(first.expert_index.T, first.chosen.T, strict=True):
         both = chosen[:, None] & second.chosen
-        rows = np.broadcast_to(index[:, None], both.shape)[both]
-        np.add.at(counts, (rows, second.expert_index[both]), 1)
+        cells = index[:, None].astype("int64") * counts.shape[1] + second.expert_index
+        np.add.at(counts.reshape(-1), cells[both], 1)  # of a view
 
 
 def quasi_independent(counts: np.ndarray, tolerance: float = 1e-9, most: int = 1000) -> np.ndarray:

@@ -6,6 +6,9 @@ import numpy as np
 
 from tf_moe.analysis.usage import entropy
 
+# Numbers of a table of resampled counts, or of probable ones: 32 MB.
+_CELLS = 2**22
+
 
 class Counts(NamedTuple):
     """How often each expert met each label, by group of rows; only what occurs is held.
@@ -71,10 +74,13 @@ def information_by_chance(counts: Counts) -> float:
         return 0.0
     positions, total = int(number @ labels), 0.0
     for n, times in zip(number, labels, strict=True):
-        count, probability = _hypergeometric(positions, n, load)
-        mean = (load * (n / positions))[:, None]
-        gain = count * np.log(np.maximum(count, 1) / mean)
-        total += times * float(experts @ (probability * gain).sum(axis=1))
+        share = n / positions
+        widest = 22 + 10 * np.sqrt(positions * share * (1 - share))  # of the numbers that are probable
+        pieces = min(len(load), int(len(load) * widest / _CELLS) + 1)
+        for drawn, alike in zip(np.array_split(load, pieces), np.array_split(experts, pieces), strict=True):
+            count, probability = _hypergeometric(positions, n, drawn)
+            gain = count * np.log(np.maximum(count, 1) / (drawn * share)[:, None])
+            total += times * float(alike @ (probability * gain).sum(axis=1))
     return total / float(load @ experts)
 
 
@@ -132,8 +138,6 @@ def most_information(counts: Counts, choice_entropy: float) -> float:
     return max(0.0, min(entropy(counts.positions.sum(axis=1)), entropy(counts.load()) - choice_entropy))
 
 
-# Numbers of a table of resampled counts, 32 MB.
-_CELLS = 2**22
 # Labels are below this: with 64 groups of rows there is room for 67 million experts in 63 bits.
 _LABELS = 2**31
 

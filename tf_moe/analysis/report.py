@@ -101,7 +101,7 @@ def write_report(
             parts += _co_activation(name, found.co_activation)
         if stability and name in stability:
             parts += _stability(stability[name])
-        if found.tops is not None or found.specialisation:
+        if experts and (found.tops is not None or found.specialisation):
             parts += _one_by_one(found, words_of, separator, context, experts)
         parts.append("</section>")
     terms = "\n".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in _TERMS.items())

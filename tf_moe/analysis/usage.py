@@ -102,7 +102,7 @@ def measure_usage(model: keras.Model, batches: Iterable) -> dict[str, Usage]:
 
     >>> model = keras.Sequential([keras.Input((8,)), tf_moe.layers.SparseMoE(4, 16, k=2, name="moe")])
     >>> usage = tf_moe.analysis.measure_usage(model, [tf.random.normal([32, 8])])["moe"]
-    >>> usage.load.sum(), usage.positions
+    >>> float(usage.load.sum()), usage.positions
     (64.0, 32)
 
     Reference: the columns CV(Importance), CV(Load) and max/mean Load of table 6 of Shazeer et al. (2017).
