@@ -53,7 +53,7 @@ class ChartsTest(TestCase):
 
     def test_heat_map(self):
         values = np.array([[0.0, 1], [np.nan, 0.5], [1, 1]])
-        svg = heat_map(values, "title", "expert", "word", ("few", "many"), ["<x>", "y"])
+        svg = heat_map(values, "title", "expert", "word", ("few", "many"), None, ["<x>", "y"], True)
         self.assertAllEqual(picture(svg), shades(values))
         texts = [text.text for text in parse(svg).iter("text")]
         self.assertEqual(texts, ["few", "many", "0", "1", "2", "expert", "<x>", "y", "word"])
@@ -61,3 +61,7 @@ class ChartsTest(TestCase):
         image = parse(square).find("image")
         self.assertEqual(image.get("width"), image.get("height"))
         self.assertIn("90", [text.text for text in parse(square).iter("text")])
+        named = heat_map(np.zeros((3, 100)), "title", "step", "other", ("few", "many"), "abc", range(0, 1000, 10))
+        texts = [text.text for text in parse(named).iter("text")]
+        self.assertEqual(texts[2:5], ["a", "b", "c"])
+        self.assertIn("900", texts)  # of the ninetieth column

@@ -91,7 +91,7 @@ class ReportTest(TestCase):
         file = Path(self.get_temp_dir()) / "report.html"
         words = np.array(["", "the", "</script>", *"cdefghijk"])
         history = ExpertMonitor([])
-        history.steps, history.usage = [5, 1000], {"second": [found["second"].usage] * 2}
+        history.steps, history.usage = [5, 1500], {"second": [found["second"].usage] * 2}
         write_report(file, found, lambda ids: words[ids], "<T>", stability, history, context=2)
         text = file.read_text(encoding="utf-8")
         page = Page(text)
@@ -102,7 +102,8 @@ class ReportTest(TestCase):
         # It opens offline: nothing is loaded, and nothing runs.
         self.assertEqual({link.split(",")[0] for link in page.links if link[0] != "#"}, {"data:image/png;base64"})
         self.assertNotRegex(text, "<script|@import|url[(]")
-        self.assertEqual(text.count("from step 5 to step 1,000"), 1)
+        self.assertEqual(text.count("from step 5 to step 1,500"), 1)
+        self.assertIn("1.5k", page.texts["text"])
         usage = found["first"].usage
         use = page.texts["p"][1]
         self.assertIn(f"{usage.positions} positions went to 2 of 9 experts each", use)

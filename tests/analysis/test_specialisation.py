@@ -26,7 +26,7 @@ class SpecialisationTest(TestCase):
         batches = [self.rng.integers(0, 12, shape) for shape in ((40, 9), (31, 5), (200, 3))]
         labels = {
             "four": Label(lambda ids: ids % 4, ("a", "b", "c", "d")),
-            "two": lambda ids: ids % 2,
+            "two": lambda ids: ids % 2 == 1,
             "chance": lambda ids: self.rng.integers(0, 30, ids.shape),
             "row": lambda ids: np.arange(len(ids)) % 3,
             "some": lambda ids: np.where(ids < 8, ids % 4, -1),

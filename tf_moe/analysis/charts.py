@@ -12,7 +12,7 @@ from tf_moe.analysis.markup import show
 _DARK, _MIDDLE, _MARK, _GREY = "#08306b", "#6baed6", "#b33a00", "#767676"
 # From white to dark blue, darker all the way also in grey.
 _SCALE = np.array([[255, 255, 255], [222, 235, 247], [158, 202, 225], [66, 146, 198], [8, 81, 156], [8, 48, 107]])
-_WIDTH, _LEFT, _RIGHT = 720, 60, 16
+_WIDTH, _LEFT, _RIGHT, _HIGHEST = 720, 60, 16, 480
 
 
 def shades(values: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ def interval_chart(rows: Sequence[tuple[str, float, float, float]], title: str) 
     for n, (name, value, low, high) in enumerate(rows):
         y = 10 + line * n
         start, end = sorted((x(0), x(value)))
-        parts.append(_text(left - 8, y + 17, name if len(name) <= 20 else name[:19] + "…", "end"))
+        parts.append(_text(left - 8, y + 17, _short(name, 20), "end"))
         parts.append(
             f'<rect x="{start:.2f}" y="{y + 3}" width="{end - start:.2f}" height="{line - 10}" fill="{_MIDDLE}"/>'
         )
@@ -107,26 +107,29 @@ def heat_map(
     rows: str,
     columns: str,
     ends: tuple[str, str],
-    column_names: Sequence[str] | None = None,
+    row_names: Sequence | None = None,
+    column_names: Sequence | None = None,
+    all_columns: bool = False,
 ) -> str:
     """A matrix of values from 0 to 1 in shades, NaN in grey, with a key.
 
     Args:
         values: `(H, W)`.
         title: What it shows, for those who do not see it.
-        rows: What rows are; they are numbered.
-        columns: What columns are; they are numbered unless they have names.
+        rows: What rows are.
+        columns: What columns are.
         ends: What the lightest and the darkest shade mean.
-        column_names: Names of the columns.
+        row_names: A name for each row, of which up to 16 are shown. Default: numbers.
+        column_names: The same for columns.
+        all_columns: Whether all names of columns are shown, sloping.
     """
     height, width = values.shape
-    # Square cells for a square matrix; else cells as wide as names need, and low.
-    wide = min(_WIDTH - _LEFT - _RIGHT, max(width * 24, 240))
-    high = wide if height == width and column_names is None else min(480, max(height * 14, 60))
-    if height == width and column_names is None:
-        wide = high = min(wide, 480)
-    names = column_names or []
-    below = 12 + 7 * max(map(len, names)) * 0.75 if names else 20
+    row_names = range(height) if row_names is None else row_names
+    column_names = range(width) if column_names is None else column_names
+    square = height == width and not all_columns
+    wide = min(_HIGHEST if square else _WIDTH - _LEFT - _RIGHT, max(width * 24, 240))
+    high = wide if square else min(_HIGHEST, max(height * 14, 60))
+    below = 12 + 5.5 * max(len(_short(name, 16)) for name in column_names) if all_columns else 20
     top = 44
     picture = base64.b64encode(png(shades(values))).decode()
     parts = [
@@ -143,17 +146,24 @@ def heat_map(
         f'stroke="{_GREY}"/>{_text(start + 128, 20, ends[1])}'
     )
     for n in _ticks(height):
-        parts.append(_text(_LEFT - 6, top + high * (n + 0.5) / height + 4, str(n), "end", _GREY))
+        parts.append(_text(_LEFT - 6, top + high * (n + 0.5) / height + 4, str(row_names[n]), "end", _GREY))
     middle = top + high / 2
     parts.append(f'<g transform="rotate(-90 14 {middle})">{_text(14, middle, rows, "middle")}</g>')
-    for n, name in enumerate(names):
-        x, y = _LEFT + wide * (n + 0.5) / width, top + high + 12
-        parts.append(f'<g transform="rotate(-45 {x:.1f} {y})">{_text(x, y, name, "end")}</g>')
-    if not names:
-        for n in _ticks(width):
-            parts.append(_text(_LEFT + wide * (n + 0.5) / width, top + high + 16, str(n), "middle", _GREY))
+    for n in range(width) if all_columns else _ticks(width):
+        x = _LEFT + wide * (n + 0.5) / width
+        if all_columns:
+            y = top + high + 12
+            name = _text(x, y, _short(column_names[n], 16), "end")
+            parts.append(f'<g transform="rotate(-45 {x:.1f} {y})">{name}</g>')
+        else:
+            parts.append(_text(x, top + high + 16, str(column_names[n]), "middle", _GREY))
     parts.append(_text(_LEFT + wide / 2, top + high + below + 16, columns, "middle"))
     return _svg(round(top + high + below + 24), title, parts)
+
+
+def _short(name, most: int) -> str:
+    name = str(name)
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _ticks(number: int) -> range:

@@ -39,8 +39,8 @@ class Decisions(NamedTuple):
 class Observer:
     """Calls a model at evaluation and returns what its gates decided, by the name of the layer.
 
-    The model is traced once for all batches and all times, so that a callback may look often. Its metrics are what they
-    were before: what is shown of a training is of the training.
+    The model is traced at most twice, whatever the batches, so that a callback may look often. Its metrics are what
+    they were before: what is shown of a training is of the training.
 
     Args:
         model: Any built Keras model on one device, layers inside of layers too.

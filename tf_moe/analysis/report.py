@@ -163,15 +163,16 @@ def _usage(name: str, found: Findings) -> list[str]:
 def _history(name: str, history: ExpertMonitor) -> str:
     load = history.load(name)
     looks = np.unique(np.linspace(0, len(load) - 1, min(len(load), _CELLS)).astype("int64"))
-    steps = [f"{history.steps[n]:,}" for n in looks]
+    steps = [history.steps[n] for n in looks]
     chart = heat_map(
         eighths(load[looks] * load.shape[1]),
         f"Load of the experts of {name} over time",
-        "look",
+        "step",
         "expert",
         ("1/8 of mean", "8 times mean"),
+        [_rounded(step) for step in steps],
     )
-    return figure(chart, f"Load of every expert in training, from step {steps[0]} to step {steps[-1]}.")
+    return figure(chart, f"Load of every expert in training, from step {steps[0]:,} to step {steps[-1]:,}.")
 
 
 def _specialisation(name: str, found: Findings) -> list[str]:
@@ -207,9 +208,10 @@ def _label_map(name: str, one: Specialisation, label: Label, experts: int) -> st
     positions = one.counts.positions.sum(axis=1)
     share = one.share_of_labels(experts)
     ratio = np.where(share.any(axis=1, keepdims=True), share * positions.sum() / positions, np.nan)
-    names = [f"{label.name(value)}" for value in one.values]
+    names = [label.name(value) for value in one.values]
+    ends = "8 times rarer", "8 times more often"
     chart = heat_map(
-        eighths(ratio), f"Labels by expert: {name}", "expert", name, ("8 times rarer", "8 times more often"), names
+        eighths(ratio), f"Labels by expert: {name}", "expert", name, ends, column_names=names, all_columns=True
     )
     caption = (
         f"How much more often than overall each {name} is among an expert's positions; the middle shade is as often. "
@@ -219,19 +221,17 @@ def _label_map(name: str, one: Specialisation, label: Label, experts: int) -> st
 
 
 def _co_activation(name: str, pairs: CoActivation) -> list[str]:
-    expected = np.nan_to_num(pairs.expected)
-    counts = pairs.counts * ~np.eye(len(expected), dtype=bool)
-    counts, expected = _in_blocks(counts), _in_blocks(expected)
-    ratio = counts / np.where(expected > 0, expected, np.nan)
-    if len(expected) == len(pairs.counts):
-        np.fill_diagonal(ratio, np.nan)
-    chart = heat_map(
-        eighths(ratio),
-        f"Experts of {name} chosen together",
-        "expert",
-        "expert",
-        ("8 times rarer", "8 times more often"),
+    experts = len(pairs.counts)
+    size = -(-experts // _CELLS)  # experts on each side of a cell
+    starts = np.arange(0, experts, size)
+    others = ~np.eye(experts, dtype=bool)
+    counts, expected = (
+        np.add.reduceat(np.add.reduceat(matrix, starts, axis=0), starts, axis=1)
+        for matrix in (pairs.counts * others, np.nan_to_num(pairs.expected))
     )
+    ratio = counts / np.where(expected > 0, expected, np.nan)
+    ends = "8 times rarer", "8 times more often"
+    chart = heat_map(eighths(ratio), f"Experts of {name} chosen together", "expert", "expert", ends, starts, starts)
     columns = {
         "pair": "pair of experts",
         "together": "together",
@@ -240,6 +240,7 @@ def _co_activation(name: str, pairs: CoActivation) -> list[str]:
     }
     rows = [{"pair": f"{row['expert']}, {row['other']}", **row} for row in pairs.pairs(10)]
     caption = "How often two experts are chosen for one position, against chance, which is the middle shade."
+    caption += f" A cell is {size} by {size} experts." if size > 1 else ""
     parts = ["<h3>Chosen together</h3>", figure(chart, caption)]
     return [*parts, table(rows, columns, "The pairs that are together most above chance.")] if rows else parts
 
@@ -284,13 +285,12 @@ def _one_by_one(found: Findings, words_of, separator: str, context: int, experts
     return parts
 
 
-def _in_blocks(matrix: np.ndarray) -> np.ndarray:
-    """Sums over square blocks, as large as they must be for the picture."""
-    size = -(-len(matrix) // _CELLS)
-    if size == 1:
-        return matrix
-    starts = np.arange(0, len(matrix), size)
-    return np.add.reduceat(np.add.reduceat(matrix, starts, axis=0), starts, axis=1)
+def _rounded(number: int) -> str:
+    """A whole number in little room: 950, 9.5k, 1.2M."""
+    for size, unit in ((10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.4g}{unit}"
+    return str(number)
 
 
 def _levels(number: int | tuple[int, int]) -> str:

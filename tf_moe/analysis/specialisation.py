@@ -123,7 +123,7 @@ def measure_specialisation(
 
     Args:
         model: Any Keras model on one device.
-        batches: Its inputs; of tuples, as `fit` takes them, the first part is used. Up to 1e9 positions.
+        batches: Its inputs; of tuples, as `fit` takes them, the first part is used.
         layer: Name of a SparseMoE layer of the model.
         labels: By name, a `Label`, or a function from the inputs to integers `(batch, time)` or `(batch,)`. See
             `tokens`, `word_classes` and `places` in `tf_moe.analysis.labels`.
@@ -182,6 +182,7 @@ class SpecialisationTally:
     def _of_positions(self, name: str, values: Any, positions: int) -> tuple[np.ndarray, int]:
         """Labels `(T,)` of the positions, and the number of rows."""
         values = np.asarray(values)
+        values = values.astype("int8") if values.dtype == bool else values
         integers = np.issubdtype(values.dtype, np.integer) and (not values.size or values.max() < 2**31)
         of_rows = values.ndim == 1 and len(values) and positions % len(values) == 0
         if not integers or not (of_rows or (values.ndim > 1 and values.size == positions)):
