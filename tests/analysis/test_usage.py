@@ -3,6 +3,8 @@ import numpy as np
 
 from tests.base import TestCase
 from tf_moe.analysis import Usage, measure_usage
+from tf_moe.analysis.observer import Decisions
+from tf_moe.analysis.usage import UsageTally
 from tf_moe.layers import SparseMoE
 
 
@@ -35,6 +37,33 @@ class UsageTest(TestCase):
         usage = Usage(np.array([1.0, 1, 4]), np.array([2.0, 2, 2]))
         self.assertAllClose((usage.load_cv, usage.importance_cv, usage.max_over_mean_load), (0.5**0.5, 0, 2))
         self.assertEqual(Usage(np.zeros(3), np.zeros(3)).max_over_mean_load, 0)
+
+    def test_entropy_drops_and_dead_by_hand(self):
+        """Of four positions one trusts two experts alike, two have one, one is masked. Nobody goes to expert 2."""
+        layer = SparseMoE(3, 4, k=2)
+        tally = UsageTally(layer)
+        index = np.array([[0, 1], [1, 0], [1, 2], [2, 0]])
+        gate = np.array([[0.5, 0.5], [1.0, 0.0], [0.25, 0.0], [0.0, 0.0]], "float32")
+        tally.add(Decisions(layer, index, gate, 1), None)
+        usage = tally.result()
+        self.assertAllEqual(usage.load, [1, 3, 0])
+        self.assertAllClose(usage.importance, [0.5, 1.75, 0])
+        self.assertAllClose(usage.distribution, [1 / 6, 5 / 6, 0])  # the third position counts as much as any
+        self.assertEqual((usage.positions, usage.dropped, usage.dropped_fraction), (3, 1, 0.25))
+        self.assertAllClose(usage.mean_entropy, np.log(2) / 3)
+        self.assertAllClose(usage.entropy_of_mean, np.log(6) / 6 + 5 / 6 * np.log(6 / 5))
+        self.assertAllClose(usage.effective_experts, np.exp(usage.entropy_of_mean))
+        self.assertAllEqual(usage.dead(), [2])
+        self.assertAllEqual(usage.dead(0.75), [0, 2])
+        self.assertEqual(usage.figures()["dead_experts"], 1)
+        self.assertEmpty(UsageTally(layer).result().dead())  # no load at all: nobody is worse than another
+
+    def test_counts_beyond_float32(self):
+        layer = SparseMoE(1, 4, k=1)
+        tally = UsageTally(layer)
+        tally._load += 2.0**24
+        tally.add(Decisions(layer, np.zeros((1, 1), "int32"), np.ones((1, 1), "float32"), 0), None)
+        self.assertEqual(tally.result().load[0], 2**24 + 1)
 
     def test_two_layers_of_one_name(self):
         inner = [keras.Sequential([keras.Input((4,)), SparseMoE(2, 3, k=1, name="moe")], name=n) for n in "ab"]

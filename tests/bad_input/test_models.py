@@ -43,6 +43,11 @@ def cost(num_experts=4, width=8, expert_hidden=8, k=1, tokens=8, **arguments):
     return step_cost(num_experts, width, expert_hidden, k, tokens, **arguments)
 
 
+def special(layer="moe", labels=None, **arguments):
+    labels = {"sign": lambda x: np.int32(x[:, 0] > 0)} if labels is None else labels
+    return analysis.measure_specialisation(moe_model(name="moe"), [zeros(2, 4)], layer, labels, **arguments)
+
+
 class AnalysisTest(BadInput):
     @parameterized.named_parameters(
         ("count_none", lambda: analysis.count(None), TypeError, "model=None. Pass a model"),
@@ -69,6 +74,27 @@ class AnalysisTest(BadInput):
         ("usage_without", lambda: analysis.measure_usage(dense_model(), []), ValueError, "No SparseMoE.*<Dense"),
         ("usage_number", lambda: analysis.measure_usage(moe_model(), 3), TypeError, "'int'"),
         ("usage_width", lambda: analysis.measure_usage(moe_model(), [zeros(2, 5)]), ValueError, r"\(2, 5\)"),
+        ("pairs_none", lambda: analysis.measure_co_activation(None, []), TypeError, "model=None"),
+        ("pairs_without", lambda: analysis.measure_co_activation(dense_model(), []), ValueError, "No SparseMoE"),
+        ("labels_list", lambda: special(labels=[]), TypeError, r"labels=\[\]. Pass a dictionary"),
+        ("label_number", lambda: special(labels={"mine": 3}), TypeError, "'mine': 3"),
+        ("label_layer", lambda: special(layer="other"), ValueError, "which calls .*Received: layer='other'"),
+        ("resamples", lambda: special(resamples=-1), ValueError, "resamples=-1"),
+        ("seed_negative", lambda: special(seed=-1), ValueError, "seed=-1"),
+        ("seed_text", lambda: analysis.measure_all(moe_model(), [], seed="1"), ValueError, "seed='1'"),
+        ("tops", lambda: analysis.measure_all(moe_model(), [], tops=0), ValueError, "tops=0"),
+        ("all_labels", lambda: analysis.measure_all(moe_model(), [], labels={"a": "b"}), TypeError, "'a': 'b'"),
+        ("stability_none", lambda: analysis.measure_stability(moe_model(), None, []), TypeError, "model=None"),
+        (
+            "stability_without",
+            lambda: analysis.measure_stability(dense_model(), dense_model(), [zeros(2, 4)]),
+            ValueError,
+            r"layers of \[\] and of \[\] experts",
+        ),
+        ("report_context", lambda: analysis.write_report("a.html", {}, context=-1), ValueError, "context=-1"),
+        ("report_experts", lambda: analysis.write_report("a.html", {}, experts=0.5), ValueError, "experts=0.5"),
+        ("places", lambda: analysis.labels.places(longest=0), ValueError, "longest=0"),
+        ("monitor_batches", lambda: analysis.ExpertMonitor(3), TypeError, "'int'"),
         ("experts_zero", lambda: cost(0), ValueError, "num_experts=0"),
         ("experts_text", lambda: cost("4"), ValueError, "num_experts='4'"),
         ("pair_with_one_k", lambda: cost((4, 4)), ValueError, "must be a pair.*k=1"),

@@ -4,10 +4,10 @@ import warnings
 from collections.abc import Iterable
 
 import keras
-import numpy as np
 
 from tf_moe import checks
-from tf_moe.analysis.usage import measure_usage
+from tf_moe.analysis.observer import Observer, tally
+from tf_moe.analysis.usage import UsageTally
 
 
 class DeadExperts(keras.callbacks.Callback):
@@ -42,15 +42,20 @@ class DeadExperts(keras.callbacks.Callback):
         self.share = checks.number("share", share, "a number from 0 to under 1", lambda x: 0 <= x < 1)
         self.history: dict[str, list[list[int]]] = {}
 
+    def set_model(self, model):
+        super().set_model(model)
+        self._observer = None
+
     def on_epoch_end(self, epoch, logs=None):
-        for name, usage in measure_usage(self.model, self.batches).items():
-            load = usage.load
-            dead = np.flatnonzero((load <= self.share * load.mean()) & (load < load.mean())).tolist()
+        self._observer = self._observer or Observer(self.model)  # traced in the first epoch only
+        for name, one in tally(self._observer, self.batches, UsageTally).items():
+            usage = one.result()
+            dead = usage.dead(self.share).tolist()
             self.history.setdefault(name, []).append(dead)
             if dead:
                 shown = ", ".join(map(str, dead[:10])) + (", ..." if len(dead) > 10 else "")
                 warnings.warn(
-                    f"Epoch {epoch + 1}: {len(dead)} of {len(load)} experts of {name!r} get no tokens, or nearly none "
-                    f"({shown}). If that lasts, raise importance_weight and load_weight, or the batch size.",
+                    f"Epoch {epoch + 1}: {len(dead)} of {len(usage.load)} experts of {name!r} get no tokens, or nearly "
+                    f"none ({shown}). If that lasts, raise importance_weight and load_weight, or the batch size.",
                     stacklevel=2,
                 )

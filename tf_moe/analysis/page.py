@@ -8,16 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from tf_moe import checks
+from tf_moe.analysis.markup import document, paragraph
 from tf_moe.analysis.top_inputs import TopInput
-
-_STYLE = """
-body { font: 16px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222; }
-td { padding: 0.1em 0.3em; vertical-align: top; }
-td.gate { color: #666; }
-td.before { text-align: right; width: 50%; }
-td.after { width: 50%; }
-b { background: #fde9b8; }
-"""
 
 
 def write_top_inputs(
@@ -55,15 +47,19 @@ def write_top_inputs(
         if not top:
             empty.append(str(number))
             continue
-        rows = "\n".join(_row(one, words_of, separator, context) for one in top)
-        sections.append(f'<h2 id="{number}">Expert {number}</h2>\n<table>\n{rows}\n</table>')
+        sections.append(f'<h2 id="{number}">Expert {number}</h2>\n{contexts(top, words_of, separator, context)}')
     if empty:
-        sections.append(f"<p>No input went to expert {', '.join(empty)}.</p>")
-    title = html.escape(title)
-    head = f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{title}</title>'
-    intro = "<p>The inputs with the highest gate values of each expert, in their context; first the gate value.</p>"
-    head += f"<style>{_STYLE}</style></head>\n<body>\n<h1>{title}</h1>"
-    Path(file).write_text("\n".join([head, intro, *sections, "</body>\n</html>\n"]), encoding="utf-8")
+        sections.append(paragraph(f"No input went to expert {', '.join(empty)}."))
+    intro = paragraph("The inputs with the highest gate values of each expert, in their context; first the gate value.")
+    Path(file).write_text(document(title, [intro, *sections]), encoding="utf-8")
+
+
+def contexts(
+    top: Sequence[TopInput], words_of: Callable[[np.ndarray], Iterable[str]], separator: str, context: int
+) -> str:
+    """A table of inputs, each with its gate value and the words around it."""
+    rows = "\n".join(_row(one, words_of, separator, context) for one in top)
+    return f"<table>\n{rows}\n</table>"
 
 
 def _row(one: TopInput, words_of, separator: str, context: int) -> str:

@@ -8,8 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.analysis.usage import inputs_of
-from tf_moe.layers import record_routings
+from tf_moe.analysis.observer import Decisions, Observer, tally
 
 
 class TopInput(NamedTuple):
@@ -66,38 +65,36 @@ def top_inputs(
 
     Reference: table 9 of Shazeer et al. (2017).
     """
-    checks.built_model(model)
     count = checks.integer("count", count)
+    tallies = tally(Observer(model), batches, lambda one: TopTally(one, count, ids_of), [layer])
+    return tallies[layer].result()
 
-    @tf.function(reduce_retracing=True, autograph=False)
-    def route(x):
-        with record_routings() as routings:
-            model(x, training=False)
-        found = [(called, routing) for called, routing in routings if called.name == layer]
-        if len(found) != 1:
-            names = [called.name for called, _ in routings]
-            raise ValueError(f"layer must be called once by the model, which calls {names}. Received: layer={layer!r}.")
-        ((called, routing),) = found
-        return routing.expert_index, routing.combine_weights, tf.constant(called.total_experts)
 
-    tops: list[list[TopInput]] = []
-    for batch in batches:
-        inputs = inputs_of(batch)
-        expert, gate, total = (part.numpy() for part in route(inputs))
-        tops = tops or [[] for _ in range(total)]
-        ids = np.asarray(ids_of(inputs))
-        if ids.ndim != 2 or ids.size != len(expert):
+class TopTally:
+    """The highest gate values of each expert so far."""
+
+    def __init__(self, layer, count: int, ids_of: Callable[[Any], tf.Tensor]):
+        self._name, self._count, self._ids_of = layer.name, count, ids_of
+        self._tops: list[list[TopInput]] = [[] for _ in range(layer.total_experts)]
+
+    def add(self, decisions: Decisions, inputs: Any) -> None:
+        ids = np.asarray(self._ids_of(inputs))
+        if ids.ndim != 2 or ids.size != len(decisions.gate):
             raise ValueError(
-                f"ids_of must return the {len(expert)} ids of {layer!r}'s positions, as (batch, time). "
+                f"ids_of must return the {len(decisions.gate)} ids of {self._name!r}'s positions, as (batch, time). "
                 f"Received: ids of shape {ids.shape}."
             )
-        for index, value, place in _highest(expert, gate, count):
+        for index, value, place in _highest(decisions.expert_index, decisions.gate, self._count):
             row, position = divmod(place, ids.shape[1])
-            tops[index].append(TopInput(value, ids[row], position))
-        tops = [sorted(top, key=lambda one: -one.gate)[:count] for top in tops]
+            self._tops[index].append(TopInput(value, ids[row], position))
+        tops = [sorted(top, key=lambda one: -one.gate)[: self._count] for top in self._tops]
         # Copies: a view would keep the whole batch.
-        tops = [[one._replace(ids=one.ids.copy()) if one.ids.base is not None else one for one in top] for top in tops]
-    return tops
+        self._tops = [
+            [one._replace(ids=one.ids.copy()) if one.ids.base is not None else one for one in top] for top in tops
+        ]
+
+    def result(self) -> list[list[TopInput]]:
+        return self._tops
 
 
 def _highest(expert, gate, count):

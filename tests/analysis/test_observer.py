@@ -1,0 +1,51 @@
+import keras
+import numpy as np
+
+from tests.base import TestCase
+from tf_moe.analysis.observer import Observer
+from tf_moe.distribute import ExpertParallelStrategy
+from tf_moe.layers import SparseMoE
+
+
+class ObserverTest(TestCase):
+    def test_decisions_metrics_and_traces(self):
+        """One model for several checks: each tracing takes seconds."""
+        moe = SparseMoE(5, 3, k=2, capacity_factor=1.0, name="z_first")
+        last = SparseMoE((2, 3), 3, k=(1, 2), name="a_second")
+        embedding = keras.layers.Embedding(20, 6, mask_zero=True)
+        inputs = keras.Input((None,), dtype="int32")
+        model = keras.Model(inputs, last(moe(moe(embedding(inputs)))))  # one layer is called twice
+        moe.gate.kernel.assign(self.normal(6, 5))
+        traces, call = [], model.call
+        model.call = lambda *args, **kwargs: traces.append(1) or call(*args, **kwargs)
+        for variable in model.metrics_variables:
+            variable.assign(3.0)
+        observer = Observer(model)
+        for shape in ((3, 4), (2, 7), (6, 2)):
+            ids = self.rng.integers(0, 20, shape)
+            found = observer((ids, None))
+            self.assertEqual(list(found), ["z_first", "a_second"])  # as they are called
+            embedded = embedding(ids)
+            first = moe.route(embedded, mask=ids != 0)
+            second = moe.route(moe(embedded, mask=ids != 0), mask=ids != 0)
+            self.assertAllEqual(
+                found["z_first"].expert_index, np.concatenate([first.expert_index, second.expert_index])
+            )
+            weights = np.concatenate([first.combine_weights, second.combine_weights])
+            self.assertAllClose(found["z_first"].gate, weights)
+            self.assertEqual(found["z_first"].chosen.sum(), 2 * 2 * (ids != 0).sum())
+            capacity = -(-ids.size * 2 // 5)
+            dropped = sum(max(n - capacity, 0) for one in (first, second) for n in one.load.numpy())
+            self.assertEqual(found["z_first"].dropped, dropped)
+            self.assertEqual(found["a_second"].dropped, 0)
+            for variable in moe.metrics_variables + last.metrics_variables:
+                variable.assign(3.0)  # the calls of the layer above have changed them
+            observer(ids)
+            self.assertAllEqual([float(variable) for variable in model.metrics_variables], [3.0] * 20)
+        self.assertLessEqual(len(traces), 2)  # the first shape, and any
+
+    def test_mesh(self):
+        with ExpertParallelStrategy(["CPU:0", "CPU:1"]).scope():
+            model = keras.Sequential([keras.Input((6,)), SparseMoE(2, 3, k=1)], name="mine")
+        with self.assertRaisesRegex(ValueError, "Received: 'mine', whose weights are on one. Save it"):
+            Observer(model)

@@ -1,0 +1,140 @@
+"""What the gates of a model decide about batches. All of the analysis runs models here, and nowhere else."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_moe import checks
+from tf_moe.dispatch import capacity_of
+from tf_moe.layers import SparseMoE, record_routings
+from tf_moe.mesh.shards import shards_of
+
+
+class Decisions(NamedTuple):
+    """What one layer decided about a batch. Several calls of a layer by its model follow one another.
+
+    A choice with zero weight is none; all choices of a masked position are such.
+
+    Attributes:
+        layer: The layer.
+        expert_index: Int32 `(T, K)`.
+        gate: Float32 `(T, K)`, the gate values.
+        dropped: Choices that the experts' capacity had no room for.
+    """
+
+    layer: SparseMoE
+    expert_index: np.ndarray
+    gate: np.ndarray
+    dropped: int
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """Bool `(T, K)`, which choices are any."""
+        return self.gate > 0
+
+
+class Observer:
+    """Calls a model at evaluation and returns what its gates decided, by the name of the layer.
+
+    The model is traced at most twice, whatever the batches, so that a callback may look often. Its metrics are what
+    they were before: what is shown of a training is of the training.
+
+    Args:
+        model: Any built Keras model on one device, layers inside of layers too.
+
+    Raises:
+        ValueError: If the model is not built, or on a mesh; when called, if two of its layers have one name.
+        TypeError: If it is no model.
+    """
+
+    def __init__(self, model: keras.Model):
+        checks.built_model(model)
+        if any(shards_of(variable) for variable in model.variables):
+            raise ValueError(
+                f"Gates cannot be looked at on a mesh. Received: {model.name!r}, whose weights are on one. Save it, "
+                "and load it on one device."
+            )
+        self.model = model
+        self._layers: dict[str, SparseMoE] = {}
+        self._route = tf.function(self._trace, reduce_retracing=True, autograph=False)
+
+    def __call__(self, batch: Any) -> dict[str, Decisions]:
+        """The decisions about a batch, in the order of the layers' first calls."""
+        names, routed = self._route(inputs_of(batch))
+        routed = dict(zip((name.decode() for name in names.numpy()), routed, strict=True))
+        return {
+            name: Decisions(self._layers[name], index.numpy(), gate.numpy(), int(dropped))
+            for name, (index, gate, dropped) in routed.items()
+        }
+
+    def _trace(self, inputs):
+        metrics = self.model.metrics_variables
+        before = [tf.identity(variable.value) for variable in metrics]
+        with record_routings() as routings:
+            self.model(inputs, training=False)
+        for variable, value in zip(metrics, before, strict=True):
+            variable.assign(value)
+        calls: dict[str, list] = {}
+        for layer, routing in routings:
+            if self._layers.setdefault(layer.name, layer) is not layer:
+                raise ValueError(f"Layers must have names of their own. Received: two of the name {layer.name!r}.")
+            parts = routing.expert_index, routing.combine_weights, _dropped(layer, routing)
+            calls.setdefault(layer.name, []).append(parts)
+        joined = [
+            (tf.concat(index, 0), tf.concat(gate, 0), tf.add_n(dropped))
+            for index, gate, dropped in (zip(*parts, strict=True) for parts in calls.values())
+        ]
+        return tf.constant(list(calls), tf.string), joined  # a dictionary would come back sorted
+
+
+def _dropped(layer: SparseMoE, routing) -> tf.Tensor:
+    if layer.capacity_factor is None:
+        return tf.constant(0.0)
+    tokens = tf.shape(routing.expert_index)[0]
+    capacity = capacity_of(tokens, layer.total_experts, layer.total_k, layer.capacity_factor)
+    return tf.reduce_sum(tf.nn.relu(routing.load - tf.cast(capacity, tf.float32)))
+
+
+class Tally(Protocol):
+    """A sum over batches of what one layer decided."""
+
+    def add(self, decisions: Decisions, inputs: Any) -> None:
+        """Count one batch; `inputs` are what the model was called with."""
+
+
+AnyTally = TypeVar("AnyTally", bound=Tally)
+
+
+def tally(
+    observer: Observer, batches: Iterable, new: Callable[[SparseMoE], AnyTally], layers: Sequence[str] | None = None
+) -> dict[str, AnyTally]:
+    """One pass over the batches, with a tally for each layer; or for some, by their names.
+
+    Raises:
+        ValueError: If the model does not call one of these, or no layer, or there is no batch.
+    """
+    tallies: dict[str, AnyTally] = {}
+    for batch in batches:
+        found = observer(batch)
+        for name in found if layers is None else layers:
+            if name not in found:
+                raise ValueError(
+                    f"layer must be one of the model, which calls {list(found)}. Received: layer={name!r}."
+                )
+            if name not in tallies:
+                tallies[name] = new(found[name].layer)
+            tallies[name].add(found[name], inputs_of(batch))
+    if not tallies:
+        model = observer.model
+        raise ValueError(
+            f"No SparseMoE layer was called on any batch. Received: {model.name!r} with layers {model.layers}."
+        )
+    return tallies
+
+
+def inputs_of(batch):
+    """What the model is called with; of tuples as `fit` takes them, the first part."""
+    return batch[0] if isinstance(batch, (list, tuple)) else batch
