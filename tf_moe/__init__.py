@@ -10,6 +10,7 @@ if keras.backend.backend() != "tensorflow":
 
 from tf_moe import (
     analysis,
+    conversion,
     dispatch,
     distribute,
     experts,
@@ -26,6 +27,7 @@ from tf_moe._version import __version__
 __all__ = [
     "__version__",
     "analysis",
+    "conversion",
     "dispatch",
     "distribute",
     "experts",
