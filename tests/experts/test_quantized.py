@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.base import TestCase
+from tf_moe.distribute import ExpertParallelStrategy
 from tf_moe.experts import FeedForward, feed_forward
 from tf_moe.experts.quantized import Quantized, matmul_each, quantize_stack
 
@@ -123,6 +124,15 @@ class QuantizedBankTest(TestCase):
         output = layer(rows, self.COUNTS)
         self.assertEqual(output.dtype, tf.bfloat16)
         self.assertAllClose(tf.cast(output, tf.float32), self.expected(layer, rows), rtol=0.05, atol=0.2)
+
+    def test_on_a_mesh(self):
+        with ExpertParallelStrategy(["CPU:0", "CPU:1"]).scope():
+            layer = FeedForward(4, 5)
+            layer.build((None, 3))
+            with self.assertRaisesRegex(ValueError, "cannot be split over a mesh. Received: 'experts' under"):
+                FeedForward(4, 5, dtype="int8_from_float32").build((None, 3))
+        with self.assertRaisesRegex(ValueError, "split over a mesh cannot be quantized. Received: 'experts'"):
+            layer.quantize("int8")
 
     def test_errors(self):
         layer, rows = self.bank(), self.normal(12, 6)

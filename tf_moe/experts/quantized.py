@@ -8,7 +8,6 @@ import numpy as np
 import tensorflow as tf
 
 from tf_moe.experts.policies import policy_of
-from tf_moe.mesh.groups import Groups
 from tf_moe.mesh.shards import shards_of
 from tf_moe.ops.one_by_one import apply_one_by_one
 
@@ -98,6 +97,11 @@ class QuantizableBank(keras.layers.Layer):
         for name, (num_experts, size, columns) in self.kernel_shapes(width).items():
             kernel = self.add_weight((num_experts, size, columns), "zeros", "int8", name=name, **fixed)
             scale = self.add_weight((num_experts, columns), "ones", "float32", name=f"{name}_scale", **fixed)
+            if shards_of(kernel):
+                raise ValueError(
+                    f"Quantized experts cannot be split over a mesh. Received: {self.name!r} under "
+                    "ExpertParallelStrategy. Make or load the model outside of the strategy's scope."
+                )
             setattr(self, name, kernel)
             setattr(self, f"{name}_scale", scale)
         self._is_quantized = True
@@ -146,11 +150,6 @@ class QuantizableBank(keras.layers.Layer):
             raise ValueError(
                 f"Quantized experts are for inference, and cannot be trained. Received: training=True for {self.name!r}"
                 ". Train the model, and then quantize it."
-            )
-        if isinstance(counts, Groups):
-            raise ValueError(
-                f"Quantized experts cannot be split over a mesh. Received: {self.name!r} under ExpertParallelStrategy. "
-                "Load the model outside of the strategy's scope."
             )
         kernels = self.kernel_shapes(rows.shape[-1])
         names = [*kernels, *(f"{name}_scale" for name in kernels), *self.bias_names()]
