@@ -117,13 +117,13 @@ class FewerTest(TestCase):
             weight.assign(self.normal(*weight.shape))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile("adam", loss, run_eagerly=True)
-        ids = self.rng.integers(0, 12, (8, 5))
+        ids = self.rng.integers(0, 12, (4, 5))
         usage = measure_usage(model, [ids])
 
         def shrink(layer):
             return prune_experts(layer, 3, usage[layer.name]) if layer.name == "first" else layer
 
-        result = shrink_experts(model, shrink, ids, y=ids, batch_size=4)
+        result = shrink_experts(model, shrink, ids, y=ids, batch_size=2)
         self.assertAllClose(result.before["loss"], model.evaluate(ids, ids, verbose=0, return_dict=True)["loss"])
         smaller = result.model.evaluate(ids, ids, verbose=0, return_dict=True)["loss"]
         self.assertAllClose(result.after["loss"], smaller)
@@ -133,8 +133,6 @@ class FewerTest(TestCase):
         self.assertIsNot(second, model.get_layer("second"))
         kept = sorted(np.argsort(-usage["first"].load, kind="stable")[:3])
         self.assertAllEqual(first.experts.hidden_kernel, model.layers[1].layers[0].experts.hidden_kernel.numpy()[kept])
-        same = shrink_experts(model, lambda layer: layer, ids, y=ids)
-        self.assertEqual(same.before["loss"], same.after["loss"])
 
     def test_errors(self):
         layer = self.layer(name="moe")

@@ -21,7 +21,7 @@ class QuantizeExpertsTest(TestCase):
 
     def test_a_layer(self):
         x, mask = self.normal(3, 5, 16), self.rng.random((3, 5)) < 0.7
-        for kwargs in ({"shared_expert_hidden": 3}, {"num_experts": (2, 2), "k": (1, 2)}, {"dtype": "mixed_bfloat16"}):
+        for kwargs in ({"shared_expert_hidden": 3, "num_experts": (2, 2), "k": (1, 2)}, {"dtype": "mixed_bfloat16"}):
             layer = self.layer(**kwargs)
             expected = tf.cast(layer(x, mask=mask), tf.float32)
             before, weights = size_of(layer.experts), [w.numpy() for w in layer.weights]

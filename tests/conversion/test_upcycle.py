@@ -238,6 +238,7 @@ class UpcycleModelTest(TestCase):
             (model, [("a", other)], {}, ValueError, "one of the model's layers.*Received: 'other'"),
             (model, [], {}, ValueError, "one pair .*Received: "),
             (model, [("a", "a")], {}, ValueError, "one pair .*Received: "),
+            (model, ["a", "b"], {}, ValueError, r"one pair .*Received: \[\('a',\), \('b',\)\]"),
             (model, [("a", "b"), ("b", "a")], {"gate": gate}, ValueError, "each layer in one pair alone"),
             (subclass, [(model.layers)], {}, ValueError, "Only Sequential and functional models.*Subclass"),
             (keras.Sequential([other]), [("a", "b")], {}, ValueError, "must be built"),

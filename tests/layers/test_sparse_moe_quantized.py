@@ -52,7 +52,10 @@ class SparseMoEQuantizedTest(TestCase):
                 self.assertEqual(quantized, {"moe/experts/hidden_kernel", "moe/experts/output_kernel"})
                 self.assertEqual(count(model), counts)
                 floats = self.with_rounded_experts(model, **kwargs)
-                run = tf.function(model, [tf.TensorSpec([None, None], tf.int32)])
+                any_shape = tf.function(model, [tf.TensorSpec([None, None], tf.int32)])
+                run = (
+                    model if "gate" in kwargs or "k" in kwargs else any_shape
+                )  # two are traced, one for each dispatcher
                 for shape in ((3, 5), (1, 1)):
                     ids = tf.constant(self.ids(*shape), tf.int32)
                     self.assertAllClose(run(ids), floats(ids), rtol=1e-4, atol=1e-4)
@@ -104,7 +107,8 @@ class SparseMoEQuantizedTest(TestCase):
 
     def test_is_not_trained(self):
         model = self.model()
-        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("sgd", loss, run_eagerly=True)
         model.quantize("int8", filters="experts")
         ids = self.ids(3, 5)
         self.assertTrue(np.all(np.isfinite(model.evaluate(ids, ids, verbose=0))))

@@ -142,7 +142,7 @@ def upcycle_model(
     """
     checks.built_model(model)
     found = [tuple(_find(model, layer) for layer in pair) for pair in pairs]
-    if not found or len({id(layer) for pair in found for layer in pair}) < 2 * len(found):
+    if {len(pair) for pair in found} != {2} or len({id(layer) for pair in found for layer in pair}) < 2 * len(found):
         raise ValueError(
             "pairs must be one pair (hidden, output) of layers or more, each layer in one pair alone. Received: "
             f"{[tuple(layer.name for layer in pair) for pair in found]}."
