@@ -20,9 +20,10 @@ def quantize_experts(model: ModelOrLayer, mode: str) -> ModelOrLayer:
 
     "int8": kernels are 8-bit integers, a quarter of float32's memory, with a float32 scale for each expert and output
     column, so that a weight is off by 1/254 of the column's largest at most. The experts that have rows are made floats
-    one after the other, never all at once; what that takes comes on top of the arithmetic, which is as before. It is
-    an error to train it. "bfloat16": weights, rows and hidden layer are in bfloat16, half of the memory, computed as
-    ever. It can be trained, but small updates are lost in rounding.
+    one after the other, never all at once; what that takes comes on top of the arithmetic, which is as before: measured
+    with 256 experts on two cores, inference took 1.4 to 2.4 times as long. It is an error to train it. "bfloat16":
+    weights, rows and hidden layer are in bfloat16, half of the memory, computed as ever. It can be trained, but small
+    updates are lost in rounding.
 
     Gate, sum over experts, a shared expert, and all other layers are left alone. `model.quantize("int8")` of Keras does
     it in place, to dense layers too, and those it makes quantize their inputs as well; `model.quantize("int8",
