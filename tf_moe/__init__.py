@@ -53,6 +53,7 @@ if keras.backend.backend() != "tensorflow":
 
 from tf_moe import (
     analysis,
+    conversion,
     dispatch,
     distribute,
     experts,
@@ -69,6 +70,7 @@ from tf_moe._version import __version__
 __all__ = [
     "__version__",
     "analysis",
+    "conversion",
     "dispatch",
     "distribute",
     "experts",

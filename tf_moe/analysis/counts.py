@@ -84,9 +84,9 @@ def _count_moe(layer: SparseMoE) -> Counts:
 
 
 def _size_of_matrices(layer: keras.layers.Layer) -> int:
-    return sum(math.prod(w.shape) for w in layer.trainable_weights if _is_matrix(w))
+    return sum(math.prod(w.shape) for w in layer.weights if _is_matrix(w))
 
 
 def _is_matrix(weight) -> bool:
-    """Biases are vectors, also where they are stacked over experts."""
-    return len(weight.shape) >= 2 and not weight.name.endswith("bias")
+    """Biases are vectors, also where they are stacked over experts, and so are the scales of quantized kernels."""
+    return len(weight.shape) >= 2 and not weight.name.endswith(("bias", "scale"))

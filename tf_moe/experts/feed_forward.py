@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from tf_moe.experts.constraints import ConstrainEach
+from tf_moe.experts.quantized import QuantizableBank, matmul_each
 from tf_moe.initializers import PerExpert
 from tf_moe.mesh.groups import Groups
 from tf_moe.mesh.move import Exchange
@@ -15,12 +16,17 @@ from tf_moe.ops.recompute import recompute
 
 
 @keras.saving.register_keras_serializable(package="tf_moe")
-class FeedForward(keras.layers.Layer):
+class FeedForward(QuantizableBank):
     """E experts with one hidden layer each: `activation(x hidden_kernel) output_kernel`.
 
     Weights: `hidden_kernel` `(E, D, H)` and `output_kernel` `(E, H, D)`; with biases, `hidden_bias` `(E, H)` and
     `output_bias` `(E, D)`, zeros at first. Stacked, they are one matrix product, one layout on a mesh, and one slot of
     the optimizer.
+
+    `quantize("int8")`, which `model.quantize("int8")` calls, makes the kernels 8-bit integers, for inference: a quarter
+    of the memory. They get the scales `hidden_kernel_scale` `(E, H)` and `output_kernel_scale` `(E, D)`, float32;
+    biases stay as they are, and so do the rows. One expert's kernels at a time are floats, and only of experts that
+    have rows.
 
     Args:
         num_experts: Number of experts E.
@@ -54,8 +60,6 @@ class FeedForward(keras.layers.Layer):
     Reference: section 3.2 and appendix C.1 of Shazeer et al. (2017).
     """
 
-    takes_block = True  # see `tf_moe.dispatch.dispatch_sorted`
-
     def __init__(
         self,
         num_experts: int,
@@ -87,16 +91,28 @@ class FeedForward(keras.layers.Layer):
     def build(self, input_shape):
         width = input_shape[-1]
         with split_over_experts(self.num_experts):
-            self.hidden_kernel = self._add_kernel("hidden_kernel", (width, self.hidden), stream=0)
-            self.output_kernel = self._add_kernel("output_kernel", (self.hidden, width), stream=1)
+            if self.quantization_mode is None:
+                for stream, (name, shape) in enumerate(self.kernel_shapes(width).items()):
+                    setattr(self, name, self._add_kernel(name, shape, stream))
+            else:
+                self.add_quantized_kernels(width)
             self.hidden_bias = self.output_bias = None
             if self.use_bias:
                 self.hidden_bias = self._add_bias("hidden_bias", self.hidden)
                 self.output_bias = self._add_bias("output_bias", width)
 
+    def kernel_shapes(self, width):
+        return {
+            "hidden_kernel": (self.num_experts, width, self.hidden),
+            "output_kernel": (self.num_experts, self.hidden, width),
+        }
+
+    def bias_names(self):
+        return ["hidden_bias", "output_bias"] if self.use_bias else []
+
     def _add_kernel(self, name, shape, stream):
         return self.add_weight(
-            shape=(self.num_experts, *shape),
+            shape=shape,
             initializer=PerExpert(self.kernel_initializer, stream),
             regularizer=self.kernel_regularizer,
             constraint=self.kernel_constraint and ConstrainEach(self.kernel_constraint),
@@ -117,13 +133,14 @@ class FeedForward(keras.layers.Layer):
         training: bool = False,
     ) -> tf.Tensor:
         # Read whole: a gather of a variable would make every later read copy it.
-        stacks = {name: tf.convert_to_tensor(getattr(self, name)) for name in self._weight_names()}
+        names = [*self.kernel_shapes(rows.shape[-1]), *self.bias_names()]
+        stacks = {name: tf.convert_to_tensor(getattr(self, name)) for name in names}
         if training and self.dropout:
             stacks["unit_scale"] = self._draw_unit_scale()
         weights = list(stacks.values())
 
         def function(x, *slices):
-            return self._feed_forward(x, **dict(zip(stacks, slices, strict=True)))
+            return self.compute(x, **dict(zip(stacks, slices, strict=True)))
 
         if isinstance(counts, Groups):
             move = Exchange(shards_of(self.hidden_kernel))
@@ -133,10 +150,6 @@ class FeedForward(keras.layers.Layer):
         function = recompute(function) if self.recompute else function
         stack = tf.reshape(rows, [self.num_experts, capacity, rows.shape[-1]])
         return tf.reshape(function(stack, *weights), tf.shape(rows))
-
-    def _weight_names(self) -> list[str]:
-        biases = ["hidden_bias", "output_bias"] if self.use_bias else []
-        return ["hidden_kernel", "output_kernel", *biases]
 
     def _draw_unit_scale(self) -> tf.Tensor:
         """What each hidden unit is multiplied with in this step, `(E, H)`: 0 where it is dropped.
@@ -151,15 +164,14 @@ class FeedForward(keras.layers.Layer):
         scale = tf.cast(numbers >= self.dropout, self.compute_dtype) / (1 - self.dropout)
         return shards.lay_out(scale, {0: EXPERT}) if shards else scale
 
-    def _feed_forward(self, x, hidden_kernel, output_kernel, hidden_bias=None, output_bias=None, unit_scale=None):
-        """(E, n, D) -> (E, n, D), each expert's rows with its slice of the weights."""
-        hidden = tf.matmul(x, hidden_kernel)
+    def compute(self, x, hidden_kernel, output_kernel, hidden_bias=None, output_bias=None, unit_scale=None):
+        hidden = matmul_each(x, hidden_kernel)
         if hidden_bias is not None:
             hidden += tf.expand_dims(hidden_bias, 1)
         hidden = self.activation(hidden)
         if unit_scale is not None:
             hidden *= tf.stop_gradient(tf.expand_dims(unit_scale, 1))
-        output = tf.matmul(hidden, output_kernel)
+        output = matmul_each(hidden, output_kernel)
         return output if output_bias is None else output + tf.expand_dims(output_bias, 1)
 
     def compute_output_shape(self, input_shape):

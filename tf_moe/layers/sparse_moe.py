@@ -17,6 +17,7 @@ from tf_moe.dispatch import (
     dispatch_sorted,
 )
 from tf_moe.experts import FeedForward, LayerBank
+from tf_moe.experts.policies import policy_with_parts
 from tf_moe.gates.routing import Routing, dense_gates
 from tf_moe.layers.balance import balance_metrics, measure_balance
 from tf_moe.layers.recording import record
@@ -46,6 +47,11 @@ class SparseMoE(keras.layers.Layer):
     A position with a NaN or an infinity, or with features that add up to 1e35 and so overflow in float32 once they meet
     weights, comes back as NaN, and otherwise counts as a masked one does: it reaches no expert, no other position, no
     loss and no gradient of the layer.
+
+    `model.quantize("int8")` makes the built-in experts' kernels 8-bit integers, for inference, and the shared expert's
+    as those of any dense layer; the gate stays in float32. `tf_moe.conversion.quantize_experts` makes a copy in which
+    just the experts are quantized. Such a layer is loaded by a `dtype` that is a `keras.dtype_policies.DTypePolicyMap`,
+    which may also be passed.
 
     Args:
         num_experts: Number of experts; or a pair (groups, experts in each group) for two levels.
@@ -361,6 +367,7 @@ class SparseMoE(keras.layers.Layer):
         expert = self.expert and [keras.saving.serialize_keras_object(e) for e in self.experts.layers]
         return {
             **super().get_config(),
+            "dtype": keras.dtype_policies.serialize(self._policy_with_parts()),
             "num_experts": self.num_experts,
             "expert_hidden": self.expert_hidden,
             "k": self.k,
@@ -381,6 +388,15 @@ class SparseMoE(keras.layers.Layer):
             "expert_dropout": self.expert_dropout,
             "shared_expert_hidden": self.shared_expert_hidden,
         }
+
+    def _policy_with_parts(self) -> keras.dtype_policies.DTypePolicy:
+        """The layer's policy; with those of its parts, where experts or the shared one have been quantized."""
+        if not self.built:
+            return self.dtype_policy
+        parts = [self.experts] if self.expert is None else []  # layers of a bank have their policies in their configs
+        if self.shared_expert is not None:
+            parts += [layer for layer in self.shared_expert.layers if layer.weights]
+        return policy_with_parts(self, parts)
 
     def _trackable_children(self, save_type="checkpoint", **kwargs):
         # tf.saved_model.save refuses variables that it does not find, and of Keras's metrics it knows nothing. In a

@@ -12,16 +12,19 @@ class Chunks:
     Args:
         counts: Int32 `(G,)`, rows of each group.
         size: Int32 scalar, number of rows S.
+        block: Whether there is a block. Default True. Without one, chunks are as large as its places for a group would
+            be, so that most groups are one chunk.
 
     Attributes:
         capacity: Int32 scalar, rows of each group that stand in the block: two standard deviations of evenly random
             loads over their mean. XLA folds it to a constant, since it knows S when it compiles.
     """
 
-    def __init__(self, counts: tf.Tensor, size: tf.Tensor):
+    def __init__(self, counts: tf.Tensor, size: tf.Tensor, block: bool = True):
         mean = tf.cast(size, tf.float32) / counts.shape[0]
-        self.capacity = tf.where(mean >= 2, tf.cast(tf.round(mean + 2 * tf.sqrt(mean)), tf.int32), 0)
-        self._chunk_rows = tf.maximum(8, self.capacity // 4)
+        places = tf.where(mean >= 2, tf.cast(tf.round(mean + 2 * tf.sqrt(mean)), tf.int32), 0)
+        self.capacity = places if block else tf.constant(0)
+        self._chunk_rows = tf.maximum(8, places // 4 if block else places)
         beyond = tf.maximum(counts - self.capacity, 0)
         self._up_to = tf.cumsum(tf.math.floordiv(beyond + self._chunk_rows - 1, self._chunk_rows))
         self._starts, self._counts = tf.cumsum(counts, exclusive=True), counts

@@ -1,0 +1,69 @@
+import keras
+import numpy as np
+
+from tests.base import TestCase
+from tf_moe import gates
+from tf_moe.conversion.rebuild import layers_of, moe_layers, rebuild
+from tf_moe.layers import SparseMoE
+
+Dense = keras.layers.Dense
+
+
+class RebuildTest(TestCase):
+    def model(self):
+        """Two mixtures with one gate, one in a model inside; a layer called twice; operations without a layer."""
+        gate = gates.NoisyTopK(4, 2, "glorot_uniform")
+        inner_in = keras.Input((None, 6))
+        inner = keras.Model(inner_in, SparseMoE(4, 5, k=2, gate=gate, name="inside")(inner_in), name="inner")
+        x, twice = keras.Input((None, 6), name="x"), Dense(6, "tanh", name="twice")
+        y = inner(twice(twice(x))) + keras.ops.relu(SparseMoE(4, 5, k=2, gate=gate, name="outside")(x))
+        model = keras.Model({"x": x}, {"y": keras.layers.LSTM(3, return_sequences=True)(y)}, name="model")
+        for weight in model.weights:
+            weight.assign(self.normal(*weight.shape))
+        return model
+
+    def test_a_copy_of_all(self):
+        model, x = self.model(), {"x": self.normal(2, 3, 6)}
+        copy = rebuild(model)
+        self.assertAllEqual(copy(x)["y"], model(x)["y"])
+        self.assertEqual([layer.name for layer in layers_of(copy)], [layer.name for layer in layers_of(model)])
+        self.assertEqual(copy.name, model.name)
+        self.assertFalse({id(w) for w in copy.weights} & {id(w) for w in model.weights})
+        self.assertLen(copy.weights, len(model.weights))
+        first, second = moe_layers(copy)
+        self.assertIs(first.gate, second.gate)
+        before = model(x)["y"].numpy()
+        for weight in copy.weights:
+            weight.assign(0 * weight)
+        self.assertAllEqual(model(x)["y"], before)
+
+    def test_replaced(self):
+        model, x = self.model(), self.normal(2, 3, 6)
+        inside = model.get_layer("inner").get_layer("inside")
+        new = SparseMoE(3, 7, k=1, name="other")
+        new.build((None, 6))
+        new.experts.output_kernel.assign(np.zeros((3, 7, 6)))
+        copy = rebuild(model, {inside: new})
+        self.assertIs(copy.get_layer("inner").get_layer("other"), new)
+        outside = keras.ops.relu(model.get_layer("outside")(x))
+        self.assertAllClose(copy({"x": x})["y"], model.layers[-1](outside), rtol=1e-5, atol=1e-5)
+
+    def test_a_sequential_model(self):
+        inner = keras.Sequential([keras.Input((4,)), Dense(4)], name="inner", trainable=False)
+        inner.supports_masking = True
+        model = keras.Sequential([inner, keras.layers.Dropout(0.2), Dense(2)])
+        x = self.normal(5, 4)
+        expected = model(x)  # which builds it
+        model.compile(keras.optimizers.SGD(0.25), "mse")
+        copy = rebuild(model)
+        self.assertAllEqual(copy(x), expected)
+        self.assertEqual((copy.compiled, float(copy.optimizer.learning_rate), copy.loss), (True, 0.25, "mse"))
+        self.assertIsNot(copy.optimizer, model.optimizer)
+        clone = copy.get_layer("inner")
+        self.assertEqual((clone.supports_masking, clone.trainable), (True, False))
+
+    def test_mixtures_of_a_model(self):
+        self.assertEqual([layer.name for layer in moe_layers(self.model())], ["outside", "inside"])
+        model = keras.Sequential([keras.Input((2, 4)), keras.layers.TimeDistributed(SparseMoE(2, 3, k=1), name="wrap")])
+        with self.assertRaisesRegex(ValueError, r"not inside of a layer of another kind.*\['wrap'\]"):
+            moe_layers(model)

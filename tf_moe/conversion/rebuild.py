@@ -1,0 +1,188 @@
+"""A copy of a model with other layers in some places."""
+
+from collections.abc import Iterator, Mapping
+
+import keras
+
+from tf_moe import checks
+from tf_moe.layers import SparseMoE
+
+Layer = keras.layers.Layer
+
+
+def rebuild(
+    model: keras.Model,
+    replaced: Mapping[Layer, Layer] | None = None,
+    fused: Mapping[tuple[Layer, Layer], Layer] | None = None,
+) -> keras.Model:
+    """A copy of a model with the same weights, but with other layers in some places.
+
+    Args:
+        model: A built Sequential or functional model; models of these kinds inside of it are copied too. It is left as
+            it is.
+        replaced: For each layer that is replaced, the one that takes its place, with the weights that it has.
+        fused: The same for pairs of layers, the second of which is called on what the first returns, and nothing else
+            is.
+
+    Returns:
+        A model of the same name, compiled if the model is, with an optimizer that starts anew.
+
+    Raises:
+        ValueError: If the model or one that holds a layer to be replaced is of another kind, a layer to be replaced is
+            not there, or the layers of a pair do not follow one another.
+        TypeError: If it is no model.
+    """
+    checks.built_model(model)
+    replaced, fused = replaced or {}, fused or {}
+    if not is_graph(model):
+        raise ValueError(
+            "Only Sequential and functional models can be rebuilt with other layers. Received: "
+            f"{model.name!r} of type {type(model).__name__}. Convert its layers, and put them where they belong."
+        )
+    there = {id(layer) for layer in layers_of(model)}
+    for layer in [*replaced, *(each for pair in fused for each in pair)]:
+        if id(layer) not in there:
+            raise ValueError(
+                f"A layer to be replaced must be one of the model's layers, and not inside of another layer than a "
+                f"Sequential or functional model. Received: {layer.name!r}, and the model {model.name!r}."
+            )
+    rebuilding = _Rebuilding(replaced, fused)
+    new = rebuilding.model(model)
+    for layer, clone in rebuilding.copied:
+        clone.set_weights(layer.get_weights())
+    return new
+
+
+def is_graph(layer: Layer) -> bool:
+    """Whether it is a Sequential or functional model, which says how its layers follow one another."""
+    return isinstance(layer, keras.Sequential) or (isinstance(layer, keras.Model) and hasattr(layer, "operations"))
+
+
+def layers_of(model: keras.Model) -> Iterator[Layer]:
+    """The layers of a Sequential or functional model, and of those inside of it."""
+    for layer in model.layers:
+        if is_graph(layer):
+            yield from layers_of(layer)
+        else:
+            yield layer
+
+
+def moe_layers(model: keras.Model) -> list[SparseMoE]:
+    """The SparseMoE layers of a Sequential or functional model; raises ValueError where there are none."""
+    checks.built_model(model)
+    found = [layer for layer in layers_of(model) if isinstance(layer, SparseMoE)]
+    if not found:
+        raise ValueError(
+            "The model must be Sequential or functional, with a SparseMoE layer that is not inside of a layer of "
+            f"another kind. Received: {model.name!r} of type {type(model).__name__}, with the layers "
+            f"{[layer.name for layer in layers_of(model)]}."
+        )
+    return list(dict.fromkeys(found))  # one may be in two models
+
+
+class _Rebuilding:
+    """One copy in the making."""
+
+    def __init__(self, replaced, fused):
+        self.replaced = dict(replaced)
+        self.first = {id(first): (first, second) for first, second in fused}
+        self.second = {id(second): (first, new) for (first, second), new in fused.items()}
+        self.copied = []  # layers, and their copies, which are to get their weights
+        self.clones = {}  # by the id of the layer: one may be in two models
+        self.gates = {}  # by the id of the gate: layers that share one still do
+
+    def model(self, model):
+        if id(model) not in self.clones:
+            make = self._sequential if isinstance(model, keras.Sequential) else self._functional
+            self.clones[id(model)] = make(model)
+            self.clones[id(model)].supports_masking = model.supports_masking  # which may have been set by hand
+        return self.clones[id(model)]
+
+    def layer(self, layer):
+        if not isinstance(layer, Layer):
+            return layer  # an operation, without a state
+        if layer in self.replaced:
+            return self.replaced[layer]
+        if is_graph(layer):
+            return self.model(layer)
+        if id(layer) not in self.clones:
+            self.clones[id(layer)] = type(layer).from_config(self._config(layer))
+            self.copied.append((layer, self.clones[id(layer)]))
+        return self.clones[id(layer)]
+
+    def _config(self, layer):
+        config = layer.get_config()
+        if isinstance(layer, SparseMoE) and not isinstance(config["gate"], str):
+            if id(layer.gate) not in self.gates:
+                self.gates[id(layer.gate)] = keras.saving.deserialize_keras_object(config["gate"])
+            config["gate"] = self.gates[id(layer.gate)]
+        return config
+
+    def _sequential(self, model):
+        (inputs,) = model.inputs
+        new = [keras.Input(batch_shape=inputs.shape, dtype=inputs.dtype, name=inputs.name)]
+        after = None  # the layer before, if it is the first of a pair
+        for layer in model.layers:
+            pair = self.second.get(id(layer))
+            if after is not None and (pair is None or pair[0] is not after):
+                raise _used_elsewhere(after, self.first[id(after)][1], layer)
+            if pair is not None and after is None:
+                raise _not_after(layer, pair[0])
+            after = layer if id(layer) in self.first else None
+            if after is None:
+                new.append(self.layer(layer) if pair is None else pair[1])
+        if after is not None:
+            raise _used_elsewhere(after, self.first[id(after)][1], model)
+        sequential = keras.Sequential(new, trainable=model.trainable, name=model.name)
+        if model.compiled:
+            sequential.compile_from_config(model.get_compile_config())
+        return sequential
+
+    def _functional(self, model):
+        stand_ins = {}  # by the id of a tensor that stands for what a first layer returned: layer, tensor, its input
+
+        def clone(layer):
+            # The layers of pairs come through as they are, for `call` to know them.
+            return layer if id(layer) in self.first or id(layer) in self.second else self.layer(layer)
+
+        def call(layer, *args, **kwargs):
+            if id(layer) in self.second:
+                first, new = self.second[id(layer)]
+                stands_for, _, inputs = stand_ins.get(id(args[0]), (None, None, None))
+                if stands_for is not first:
+                    raise _not_after(layer, first)
+                return new(inputs, *args[1:], **kwargs)
+            for value in keras.tree.flatten((args, kwargs)):
+                if id(value) in stand_ins:
+                    first = stand_ins[id(value)][0]
+                    raise _used_elsewhere(first, self.first[id(first)][1], layer)
+            if id(layer) in self.first:
+                stand_in = keras.layers.Identity()(args[0])
+                stand_ins[id(stand_in)] = (layer, stand_in, args[0])
+                return stand_in
+            return layer(*args, **kwargs)
+
+        # Keras would give new names to inputs.
+        names = {id(each.output): each.name for each in model.layers if isinstance(each, keras.layers.InputLayer)}
+        inputs = keras.tree.map_structure(
+            lambda each: keras.Input(batch_shape=each.shape, dtype=each.dtype, name=names[id(each)]), model.input
+        )
+        new = keras.models.clone_model(model, inputs, clone_function=clone, call_function=call)
+        for output in new.outputs:
+            if id(output) in stand_ins:
+                first = stand_ins[id(output)][0]
+                raise _used_elsewhere(first, self.first[id(first)][1], model)
+        return new
+
+
+def _used_elsewhere(first, second, user):
+    return ValueError(
+        f"What {first.name!r} returns must go to {second.name!r} and nowhere else. "
+        f"Received: it goes to {user.name!r} of type {type(user).__name__}."
+    )
+
+
+def _not_after(second, first):
+    return ValueError(
+        f"{second.name!r} must be called on what {first.name!r} returns. Received: it is called on something else."
+    )
