@@ -35,8 +35,9 @@ def prune_experts(layer: SparseMoE, keep: int | Sequence[int], usage: Loads | No
 
     Example:
 
-    >>> usage = tf_moe.analysis.measure_usage(model, batches)
-    >>> smaller = tf_moe.conversion.prune_experts(model.get_layer("moe"), keep=32, usage=usage["moe"])
+    >>> usage = tf_moe.analysis.measure_usage(model, dataset)
+    >>> tf_moe.conversion.prune_experts(model.get_layer("moe"), keep=4, usage=usage["moe"]).num_experts
+    4
     """
     _check_layer(layer)
     if not isinstance(keep, (list, tuple, range, np.ndarray)):
@@ -77,7 +78,9 @@ def merge_experts(layer: SparseMoE, groups: int | Sequence[Sequence[int]], usage
 
     Example:
 
-    >>> smaller = tf_moe.conversion.merge_experts(model.get_layer("moe"), groups=32, usage=usage["moe"])
+    >>> usage = tf_moe.analysis.measure_usage(model, dataset)
+    >>> tf_moe.conversion.merge_experts(model.get_layer("moe"), groups=4, usage=usage["moe"]).num_experts
+    4
 
     Reference: for the average by load Li et al. (2024), Merge, Then Compress: Demystify Efficient SMoE with Hints from
     Its Routing Policy (https://arxiv.org/abs/2310.01334); units are not permuted here as they are there.
@@ -108,6 +111,13 @@ class Shrunk(NamedTuple):
         model: The smaller model.
         before: What `evaluate` says of the model before, by the names of loss and metrics.
         after: What it says of the smaller one, on the same data.
+
+    Example:
+
+    >>> smaller = tf_moe.conversion.prune_experts(model.get_layer("moe"), keep=[0, 3, 5])
+    >>> result = tf_moe.conversion.shrink_experts(model, lambda moe: smaller, dataset)
+    >>> result.model.get_layer("moe").num_experts
+    3
     """
 
     model: keras.Model
@@ -134,9 +144,12 @@ def shrink_experts(model: keras.Model, shrink: Callable[[SparseMoE], SparseMoE],
 
     Example:
 
-    >>> usage = tf_moe.analysis.measure_usage(model, validation)
-    >>> result = shrink_experts(model, lambda moe: prune_experts(moe, 32, usage[moe.name]), validation)
-    >>> result.before["loss"], result.after["loss"]
+    >>> usage = tf_moe.analysis.measure_usage(model, dataset)
+    >>> def prune(moe):
+    ...     return tf_moe.conversion.prune_experts(moe, 4, usage[moe.name])
+    >>> result = tf_moe.conversion.shrink_experts(model, prune, dataset)
+    >>> result.model.get_layer("moe").num_experts, sorted(result.before) == sorted(result.after)
+    (4, True)
     """
     layers = moe_layers(model)
     if not model.compiled:

@@ -57,7 +57,12 @@ def upcycle(
 
     Example:
 
-    >>> moe = tf_moe.conversion.upcycle(block.hidden, block.output, num_experts=8, k=2)
+    >>> hidden, output = keras.layers.Dense(32, "relu"), keras.layers.Dense(16)
+    >>> dense = keras.Sequential([keras.Input((16,)), hidden, output])
+    >>> moe = tf_moe.conversion.upcycle(hidden, output, num_experts=8, k=2)
+    >>> x = tf.random.normal([5, 16])
+    >>> np.allclose(moe(x), dense(x), atol=1e-5)
+    True
 
     Reference: Komatsuzaki et al. (2022), Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints
     (https://arxiv.org/abs/2212.05055).
@@ -136,7 +141,11 @@ def upcycle_model(
 
     Example:
 
-    >>> sparse = tf_moe.conversion.upcycle_model(dense, [("ffn_1_hidden", "ffn_1_output")], num_experts=8, k=2)
+    >>> layers = [keras.layers.Dense(32, "relu", name="hidden"), keras.layers.Dense(8, name="output")]
+    >>> dense = keras.Sequential([keras.Input((None,), dtype="int32"), keras.layers.Embedding(50, 8), *layers])
+    >>> sparse = tf_moe.conversion.upcycle_model(dense, [("hidden", "output")], num_experts=8, k=2)
+    >>> np.allclose(sparse(tokens), dense(tokens), atol=1e-5)
+    True
 
     Reference: Komatsuzaki et al. (2022), https://arxiv.org/abs/2212.05055; they convert half of the layers.
     """
