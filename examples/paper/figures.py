@@ -65,24 +65,42 @@ def plot_balance_of(rows: list[dict[str, str]], file: Path, title: str) -> None:
 
 def plot_ablations(rows: list[dict[str, str]], folder: Path, title: str) -> None:
     """Test perplexity of each variant, best first."""
+    plot_variants(rows, {"test_perplexity": "test perplexity"}, folder / "ablations.png", title)
+
+
+def plot_gates(rows: list[dict[str, str]], folder: Path, title: str) -> None:
+    """Test perplexity, balance and speed with each gate, the best perplexity first."""
+    columns = {"test_perplexity": "test perplexity", "max_over_mean_load": "max / mean load"}
+    columns["tokens_per_second"] = "tokens/s in training"
+    plot_variants(rows, columns, folder / "gates.png", title)
+
+
+def plot_variants(rows: list[dict[str, str]], columns: dict[str, str], file: Path, title: str) -> None:
+    """A panel for each column of the table, with its label; a line for each variant, the lowest mean on top."""
     groups = defaultdict(list)
     for row in rows:
-        groups[row["network"], row["variant"]] += as_numbers([row], "test_perplexity")
-    order = sorted(groups, key=lambda key: np.mean(groups[key]), reverse=True)
-    figure = matplotlib.figure.Figure(figsize=(8, 1 + 0.4 * len(order)), layout="constrained")
-    axes = figure.subplots()
-    for y, key in enumerate(order):
-        values = groups[key]
-        mean = float(np.mean(values))
-        axes.errorbar(
-            mean, y, xerr=[[mean - min(values)], [max(values) - mean]], marker="o", color="#08306b", capsize=4
-        )
-        axes.annotate(f"{mean:.2f}", (mean, y), xytext=(0, 6), textcoords="offset points", fontsize=8, ha="center")
-    axes.set_yticks(range(len(order)), [f"{network}: {variant}" for network, variant in order])
-    axes.set(xlabel=f"test perplexity ({describe_seeds(map(len, groups.values()))})", title=title)
-    axes.margins(x=0.1, y=0.08)
-    axes.grid(alpha=0.3)
-    figure.savefig(folder / "ablations.png", dpi=120)
+        groups[row["network"], row["variant"]].append(row)
+    first = next(iter(columns))
+    order = sorted(groups, key=lambda key: np.mean(as_numbers(groups[key], first)), reverse=True)
+    size = (4 + 4 * len(columns), 1 + 0.4 * len(order))
+    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for axes, (column, label) in zip(panels, columns.items(), strict=True):
+        for y, key in enumerate(order):
+            if not (values := as_numbers(groups[key], column)):
+                continue  # a dense network has no load
+            mean = float(np.mean(values))
+            spread = [[mean - min(values)], [max(values) - mean]]
+            axes.errorbar(mean, y, xerr=spread, marker="o", color="#08306b", capsize=4)
+            text = f"{mean:,.0f}" if mean >= 100 else f"{mean:.2f}"
+            axes.annotate(text, (mean, y), xytext=(0, 6), textcoords="offset points", fontsize=8, ha="center")
+        axes.set(xlabel=label)
+        axes.margins(x=0.15, y=0.08)
+        axes.grid(alpha=0.3)
+    panels[0].set_yticks(range(len(order)), [f"{network}: {variant}" for network, variant in order])
+    panels[0].set_xlabel(f"{columns[first]} ({describe_seeds(map(len, groups.values()))})")
+    figure.savefig(file, dpi=120)
 
 
 def plot_low_resource(rows: list[dict[str, str]], folder: Path, title: str) -> None:
@@ -130,5 +148,6 @@ PLOTS = {
     "budgets": plot_budgets,
     "balance": plot_balance,
     "ablations": plot_ablations,
+    "gates": plot_gates,
     "low_resource": plot_low_resource,
 }

@@ -7,6 +7,7 @@ import tf_moe
 from tf_moe.models import PAPER, PaperNetwork
 
 DENSE_TWIN = "dense twin"
+RANDOM = "glorot_uniform"  # in the place of zeros
 
 BASELINES = ("MoE-1-Wide", "MoE-1-Deep", "4xLSTM-512", "LSTM-2048-512")
 FAMILY = ("MoE-4", "MoE-32", "MoE-256", "MoE-256-h")
@@ -20,7 +21,7 @@ class Run:
     Attributes:
         network: Name in `tf_moe.models.PAPER`.
         variant: What is changed, in words; "" for nothing, `DENSE_TWIN` for a dense expert of equal arithmetic.
-        changes: Arguments of `SparseMoE`; `gate` may be a dict of the arguments of the network's own gate.
+        changes: Arguments of `SparseMoE`; `gate` may be a pair of a gate's name and its arguments.
         fields: Of `PaperNetwork`, to change it.
         weight_decay: Of the experts' weights.
         width: Of a network that is 512 wide in the paper; all others are in proportion.
@@ -47,8 +48,9 @@ class Run:
     def arguments(self, network: PaperNetwork) -> dict[str, Any]:
         """The changes as `network.build` takes them."""
         arguments = dict(self.changes)
-        if isinstance(arguments.get("gate"), dict):
-            arguments["gate"] = tf_moe.gates.get("noisy_top_k", network.num_experts, network.k, **arguments["gate"])
+        if isinstance(arguments.get("gate"), tuple):
+            name, options = arguments["gate"]
+            arguments["gate"] = tf_moe.gates.get(name, network.num_experts, network.k, **options)
         return arguments
 
 
@@ -99,23 +101,20 @@ def balance(options) -> list[Run]:
 
 def ablations(options) -> list[Run]:
     """One thing changed at a time, and all of the mixture's means at once."""
-    random, no_losses = {"kernel_initializer": "glorot_uniform"}, {"importance_weight": 0.0, "load_weight": 0.0}
+    no_losses = {"importance_weight": 0.0, "load_weight": 0.0}
+    without_noise = _noisy(kernel_initializer=RANDOM, noisy=False)
     variants = {
         "as in the paper": {},
         "no sigmoid": {"output_activation": None},
-        "random gate": {"gate": random},
-        "no noise": {"gate": {"noisy": False, **random}},
-        "no noise, zero gate": {"gate": {"noisy": False}},
+        "random gate": _noisy(kernel_initializer=RANDOM),
+        "no noise": without_noise,
+        "no noise, zero gate": _noisy(noisy=False),
         "importance loss only": {"load_weight": 0.0},
         "load loss only": {"importance_weight": 0.0},
         "no balance loss": no_losses,
         "strictly balanced": {"gate": "strictly_balanced"},
-        "random gate, no sigmoid": {"gate": random, "output_activation": None},
-        "no noise, no balance loss, no sigmoid": {
-            "gate": {"noisy": False, **random},
-            "output_activation": None,
-            **no_losses,
-        },
+        "random gate, no sigmoid": {**_noisy(kernel_initializer=RANDOM), "output_activation": None},
+        "no noise, no balance loss, no sigmoid": {**without_noise, "output_activation": None, **no_losses},
         "capacity factor 1": {"capacity_factor": 1.0},
     }
     runs = []
@@ -124,6 +123,38 @@ def ablations(options) -> list[Run]:
         runs.append(Run(network, DENSE_TWIN))
         if f"{network}-h" in PAPER:
             runs.append(Run(f"{network}-h"))
+    return runs
+
+
+def gates(options) -> list[Run]:
+    """The gates, each as it comes and with its settings changed, over experts of the same size and arithmetic.
+
+    Where a token has one expert, or all, there are experts four times as wide, or four. Expert choice is not here: it
+    looks at the words to come.
+    """
+    variants = {
+        "noisy top-k": {},
+        "noisy top-k, losses 0.01": {"importance_weight": 0.01, "load_weight": 0.01},
+        "noisy top-k, without noise": _noisy(kernel_initializer=RANDOM, noisy=False),
+        "noisy top-k, softmax over all": _noisy(normalize="all"),
+        "strictly balanced": {"gate": "strictly_balanced"},
+        "bias balanced": {"gate": "bias_balanced"},
+        "bias balanced, ten times the rate": {"gate": ("bias_balanced", {"bias_rate": 0.01})},
+        "Sinkhorn": {"gate": "sinkhorn"},
+        "Sinkhorn, 2 iterations": {"gate": ("sinkhorn", {"iterations": 2})},
+        "hash of the features": {"gate": "hash"},
+    }
+    runs = []
+    for name in _mixtures(options):
+        network = PAPER[name]
+        if isinstance(network.num_experts, tuple):
+            raise ValueError(f"gates compares flat mixtures. Received: --networks with {name}.")
+        runs += [Run(name, variant, changes) for variant, changes in variants.items()]
+        one = {"k": 1, "num_experts": max(1, network.num_experts // network.k)}
+        one["expert_hidden"] = (network.k * Run(name, width=options.width).shape().expert_hidden[0],)
+        for variant, weight in {"Switch": 0.01, "Switch, loss 0.1": 0.1}.items():
+            runs.append(Run(name, variant, {"gate": ("switch", {"aux_loss_weight": weight})}, one))
+        runs.append(Run(name, "dense softmax", {"gate": "dense_softmax"}, {"num_experts": network.k}))
     return runs
 
 
@@ -147,6 +178,10 @@ def low_resource(options) -> list[Run]:
     return [dataclasses.replace(run, fraction=fraction) for fraction in options.fractions for run in runs]
 
 
+def _noisy(**arguments) -> dict[str, Any]:
+    return {"gate": ("noisy_top_k", arguments)}
+
+
 def _mixtures(options) -> list[str]:
     """The networks that were asked for, or one; raises ValueError if one has no mixture."""
     networks = options.networks or ["MoE-256"]
@@ -160,5 +195,6 @@ STUDIES = {
     "budgets": budgets,
     "balance": balance,
     "ablations": ablations,
+    "gates": gates,
     "low_resource": low_resource,
 }

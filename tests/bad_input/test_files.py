@@ -59,7 +59,7 @@ class SavedModelTest(BadInput):
                 self.check(lambda wrong=wrong: self.load(wrong), zipfile.BadZipFile, name)
 
     @parameterized.named_parameters(
-        ("unknown_gate", {"gate": "switch"}, ValueError, "gate='switch'"),
+        ("unknown_gate", {"gate": "top_k"}, ValueError, "gate='top_k'"),
         ("k_above", {"k": 9}, ValueError, "k=9, num_experts=8"),
         ("hidden_text", {"expert_hidden": "3"}, ValueError, "expert_hidden='3'"),
         ("capacity_negative", {"capacity_factor": -1.0}, ValueError, "capacity_factor=-1.0"),

@@ -90,6 +90,16 @@ class PaperTest(TestCase):
         self.assertEqual({row["floor"] for row in rows}, {""})
         self.assertGreater((folder / "ablations.png").stat().st_size, 10_000)
 
+    def test_gates(self):
+        folder = Path(self.get_temp_dir()) / "gates"
+        variants = ["Sinkhorn, 2 iterations", "Switch"]
+        output, rows = self.run_study(folder, "gates", "--networks", "MoE-4", "--variants", *variants)
+        self.assertIn("| MoE-4 | Sinkhorn, 2 iterations | 16 | 1 | 0 |", output)
+        # One expert of four times the width instead of four.
+        experts = [int(row["parameters"]) - 8 * 16 * 16 * 2 for row in rows]
+        self.assertEqual(experts, [4 * 2 * 16 * 32 + 16 * 4, 2 * 16 * 128 + 16])
+        self.assertGreater((folder / "gates.png").stat().st_size, 10_000)
+
     def test_wrong_arguments_are_explained(self):
         for arguments, message in (
             (["low_resource"], "The generated language never ends. Pass low_resource a text"),
