@@ -53,12 +53,11 @@ class ExpertMonitor(keras.callbacks.Callback):
 
     Example:
 
-    ```python
-    words = tf_moe.analysis.labels.word_classes(vocabulary.tokens)
-    monitor = tf_moe.analysis.ExpertMonitor(validation.take(4), "logs/experts", labels={"class": words})
-    model.fit(dataset, epochs=10, callbacks=[monitor])
-    monitor.load("moe")  # (10, E): of every expert after every epoch
-    ```
+    >>> labels = {"place": tf_moe.analysis.labels.places()}
+    >>> monitor = tf_moe.analysis.ExpertMonitor(dataset.take(1), "logs/experts", labels=labels)
+    >>> history = model.fit(dataset, epochs=2, callbacks=[monitor], verbose=0)
+    >>> monitor.steps, monitor.load("moe").shape  # a look after every epoch of two batches, at 8 experts
+    ([2, 4], (2, 8))
 
     Reference: section 4 of Shazeer et al. (2017) says what goes wrong without balance, and that it does so early.
     """

@@ -71,13 +71,9 @@ def write_report(
 
     Example:
 
-    >>> words = np.array(["", *vocabulary.tokens[1:]])
-    >>> labels = {
-    ...     "token": tf_moe.analysis.labels.tokens(words),
-    ...     "class": tf_moe.analysis.labels.word_classes(words),
-    ...     "place": tf_moe.analysis.labels.places(),
-    ... }
-    >>> findings = tf_moe.analysis.measure_all(model, validation, labels, ids_of=lambda inputs: inputs)
+    >>> words = np.array(["", *(f"word-{n}" for n in range(1, 50))])
+    >>> labels = {"token": tf_moe.analysis.labels.tokens(words), "place": tf_moe.analysis.labels.places()}
+    >>> findings = tf_moe.analysis.measure_all(model, dataset, labels, ids_of=lambda inputs: inputs)
     >>> tf_moe.analysis.write_report("experts.html", findings, lambda ids: words[ids])
     """
     checks.instance("title", title, str, "Pass a text.")
