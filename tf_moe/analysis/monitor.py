@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.analysis.charts import eighths, shades
 from tf_moe.analysis.labels import Label
 from tf_moe.analysis.observer import Observer, tally
 from tf_moe.analysis.specialisation import Specialisation, SpecialisationTally, as_labels
@@ -169,10 +168,15 @@ class ExpertMonitor(keras.callbacks.Callback):
 
 
 def _picture(load: np.ndarray) -> np.ndarray:
-    """Colours of loads `(looks, E)` against the even share; of many looks some, from the first to the last."""
+    """Shades of loads `(looks, E)` against the even share: at 1/8 white, at 8 times black.
+
+    Of many looks some are shown, from the first to the last.
+    """
     looks, experts = load.shape
     shown = load[np.unique(np.linspace(0, looks - 1, _LOOKS).round().astype("int64"))]
-    return np.kron(shades(eighths(shown * experts)), np.ones((_HEIGHT, max(1, _WIDTH // experts), 1), "uint8"))
+    doublings = np.log2(np.clip(shown * experts, 1 / 8, 8))
+    shades = np.round((3 - doublings) / 6 * 255).astype("uint8")
+    return np.kron(shades, np.ones((_HEIGHT, max(1, _WIDTH // experts)), "uint8"))[:, :, None]
 
 
 class _Look:
