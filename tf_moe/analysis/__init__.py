@@ -1,4 +1,8 @@
-"""What a network costs and how it uses its experts. `plots` needs matplotlib, so it is imported apart."""
+"""What a network costs and how it uses its experts.
+
+`tf_moe.analysis.labels` has labels to measure specialisation in. `write_report` needs matplotlib to draw; so does
+`tf_moe.analysis.plots`, which is imported apart.
+"""
 
 from tf_moe.analysis.co_activation import CoActivation, measure_co_activation
 from tf_moe.analysis.counts import Counts, count

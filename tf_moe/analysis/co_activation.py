@@ -20,6 +20,13 @@ class CoActivation(NamedTuple):
         counts: Int64 `(E, E)`, positions that have both experts; on the diagonal, that have the expert.
         expected: Float64 `(E, E)`, what `counts` would be if no expert sought or shunned another, with the same number
             of pairs for each expert; NaN on the diagonal.
+
+    Example:
+
+    >>> counts = np.kron(np.eye(2, dtype=int), np.full((2, 2), 30))  # experts 0 and 1, and 2 and 3, always together
+    >>> expected = np.where(np.eye(4), np.nan, 10.0)
+    >>> tf_moe.analysis.CoActivation(counts, expected).pairs(1)
+    [{'expert': 0, 'other': 1, 'together': 30, 'by_chance': 10.0, 'ratio': 3.0}]
     """
 
     counts: np.ndarray

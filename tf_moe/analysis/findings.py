@@ -26,6 +26,12 @@ class Findings(NamedTuple):
         specialisation: What they tell of each label.
         tops: The inputs with the highest gate values of each expert; None where ids were not asked for.
         labels: The labels.
+
+    Example:
+
+    >>> found = tf_moe.analysis.measure_all(model, dataset)["moe"]
+    >>> found.num_experts, found.k, found.usage.positions
+    (8, 2, 128)
     """
 
     num_experts: int | tuple[int, int]
@@ -73,9 +79,10 @@ def measure_all(
 
     Example:
 
-    >>> labels = {"class": tf_moe.analysis.labels.word_classes(vocabulary.tokens)}
-    >>> found = tf_moe.analysis.measure_all(model, validation, labels, ids_of=lambda inputs: inputs)
-    >>> found["moe"].usage.load_cv, found["moe"].specialisation["class"].share
+    >>> labels = {"place": tf_moe.analysis.labels.places()}
+    >>> found = tf_moe.analysis.measure_all(model, dataset, labels, ids_of=lambda inputs: inputs, tops=3)["moe"]
+    >>> found.specialisation["place"].share < 0.2, len(found.tops[0])  # this model does not know places
+    (True, 3)
     """
     checks.integer("tops", tops)
     resamples = checks.integer("resamples", resamples, least=0)

@@ -80,7 +80,7 @@ def information_by_chance(counts: Counts) -> float:
         for drawn, alike in zip(np.array_split(load, pieces), np.array_split(experts, pieces), strict=True):
             count, probability = _hypergeometric(positions, n, drawn)
             gain = count * np.log(np.maximum(count, 1) / (drawn * share)[:, None])
-            total += times * float(alike @ (probability * gain).sum(axis=1))
+            total += int(times) * float(alike @ (probability * gain).sum(axis=1))
     return total / float(load @ experts)
 
 

@@ -7,6 +7,8 @@ import numpy as np
 
 from tf_moe import checks
 
+__all__ = ["WORD_CLASSES", "places", "tokens", "word_class", "word_classes"]
+
 WORD_CLASSES = (
     "special",
     "number",
@@ -27,6 +29,13 @@ WORD_CLASSES = (
     "-s",
     "other",
 )
+"""The classes of `word_class`, which the integers of `word_classes` count from 0.
+
+Example:
+
+>>> tf_moe.analysis.labels.WORD_CLASSES[:3]
+('special', 'number', 'punctuation')
+"""
 
 _FUNCTION_WORDS = {
     "determiner": "a an the this that these those each every either neither some any no all both half such what which",
@@ -57,6 +66,12 @@ class Label(NamedTuple):
             `(batch,)`, one for each row. Positions with a negative one are left out. Called once for each batch, in
             their order, so that it may also take labels from elsewhere.
         names: What the integers mean, for a reader. Default None: the integers themselves.
+
+    Example:
+
+    >>> parity = tf_moe.analysis.Label(lambda ids: ids % 2, names=("even", "odd"))
+    >>> [parity.name(value) for value in parity.of(np.array([[4, 7]]))[0]]
+    ['even', 'odd']
     """
 
     of: Callable[[Any], Any]
@@ -78,7 +93,7 @@ def word_class(word: str) -> str:
 
     Example:
 
-    >>> [word_class(word) for word in ("The", "1,024", "walking", "Paris", "</s>", "...")]
+    >>> [tf_moe.analysis.labels.word_class(word) for word in ("The", "1,024", "walking", "Paris", "</s>", "...")]
     ['determiner', 'number', '-ing', 'capitalised', 'special', 'punctuation']
     """
     word = word.removeprefix("\u2581").removeprefix("##").strip()
@@ -111,7 +126,7 @@ def tokens(words: Sequence[str] | None = None, ids_of: Callable[[Any], Any] = la
 
     Example:
 
-    >>> tokens(("<pad>", "the", "cat")).name(2)
+    >>> tf_moe.analysis.labels.tokens(("<pad>", "the", "cat")).name(2)
     'cat'
     """
     return Label(ids_of, words)
@@ -129,7 +144,7 @@ def word_classes(words: Sequence[str], ids_of: Callable[[Any], Any] = lambda inp
 
     Example:
 
-    >>> label = word_classes(("<pad>", "the", "cat"))
+    >>> label = tf_moe.analysis.labels.word_classes(("<pad>", "the", "cat"))
     >>> [label.name(value) for value in label.of(np.array([[1, 2, 0]]))[0]]
     ['determiner', 'other', 'special']
     """
@@ -155,7 +170,7 @@ def places(ids_of: Callable[[Any], Any] = lambda inputs: inputs, longest: int = 
 
     Example:
 
-    >>> label = places()
+    >>> label = tf_moe.analysis.labels.places()
     >>> [label.name(value) for value in label.of(np.zeros((1, 6)))[0]]
     ['0', '1', '2-3', '2-3', '4-7', '4-7']
     """

@@ -18,7 +18,7 @@ p, li, figcaption { max-width: 48em; }
 figure { margin: 1em 0; }
 figcaption { color: #444; padding: 0.3em 0; }
 .scroll { overflow-x: auto; }
-svg { display: block; width: 100%; min-width: 34em; max-width: 52em; height: auto; font: 13px sans-serif; }
+svg { display: block; max-width: max(100%, 40em); height: auto; }
 table { border-collapse: collapse; }
 td, th { padding: 0.1em 0.3em; vertical-align: top; }
 table.numbers { font-variant-numeric: tabular-nums; }

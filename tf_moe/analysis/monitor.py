@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.analysis.charts import eighths, shades
 from tf_moe.analysis.labels import Label
 from tf_moe.analysis.observer import Observer, tally
 from tf_moe.analysis.specialisation import Specialisation, SpecialisationTally, as_labels
@@ -53,12 +52,11 @@ class ExpertMonitor(keras.callbacks.Callback):
 
     Example:
 
-    ```python
-    words = tf_moe.analysis.labels.word_classes(vocabulary.tokens)
-    monitor = tf_moe.analysis.ExpertMonitor(validation.take(4), "logs/experts", labels={"class": words})
-    model.fit(dataset, epochs=10, callbacks=[monitor])
-    monitor.load("moe")  # (10, E): of every expert after every epoch
-    ```
+    >>> labels = {"place": tf_moe.analysis.labels.places()}
+    >>> monitor = tf_moe.analysis.ExpertMonitor(dataset.take(1), "logs/experts", labels=labels)
+    >>> history = model.fit(dataset, epochs=2, callbacks=[monitor], verbose=0)
+    >>> monitor.steps, monitor.load("moe").shape  # a look after every epoch of two batches, at 8 experts
+    ([2, 4], (2, 8))
 
     Reference: section 4 of Shazeer et al. (2017) says what goes wrong without balance, and that it does so early.
     """
@@ -170,10 +168,15 @@ class ExpertMonitor(keras.callbacks.Callback):
 
 
 def _picture(load: np.ndarray) -> np.ndarray:
-    """Colours of loads `(looks, E)` against the even share; of many looks some, from the first to the last."""
+    """Shades of loads `(looks, E)` against the even share: at 1/8 white, at 8 times black.
+
+    Of many looks some are shown, from the first to the last.
+    """
     looks, experts = load.shape
     shown = load[np.unique(np.linspace(0, looks - 1, _LOOKS).round().astype("int64"))]
-    return np.kron(shades(eighths(shown * experts)), np.ones((_HEIGHT, max(1, _WIDTH // experts), 1), "uint8"))
+    doublings = np.log2(np.clip(shown * experts, 1 / 8, 8))
+    shades = np.round((3 - doublings) / 6 * 255).astype("uint8")
+    return np.kron(shades, np.ones((_HEIGHT, max(1, _WIDTH // experts)), "uint8"))[:, :, None]
 
 
 class _Look:

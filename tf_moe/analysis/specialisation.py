@@ -35,6 +35,15 @@ class Specialisation(NamedTuple):
         label_entropy: Entropy of the label.
         counts: The counts by expert and label.
         values: Int `(L,)`, what the labels in the counts are.
+
+    Example:
+
+    >>> parity = tf_moe.analysis.Label(lambda ids: ids % 2, names=("even", "odd"))
+    >>> found = tf_moe.analysis.measure_specialisation(model, dataset, "moe", {"parity": parity})["parity"]
+    >>> found.interval[0] < found.excess < found.information < found.label_entropy
+    True
+    >>> found.share_of_labels(8)  # of each expert's positions, the share of even and of odd tokens
+    array([[...]])
     """
 
     information: float
@@ -140,12 +149,13 @@ def measure_specialisation(
 
     Example:
 
-    >>> language = tf_moe.analysis.Label(lambda ids: ids[:, 0], names=vocabulary.tokens)  # the first token says it
-    >>> words = tf_moe.analysis.labels.word_classes(vocabulary.tokens)
-    >>> found = tf_moe.analysis.measure_specialisation(
-    ...     model, validation, "moe", {"language": language, "class": words}
-    ... )
-    >>> found["language"].share, found["language"].interval
+    >>> first = tf_moe.analysis.Label(lambda ids: ids[:, 0])  # of a row: it may be what says the language
+    >>> labels = {"token": tf_moe.analysis.labels.tokens(), "first": first}
+    >>> found = tf_moe.analysis.measure_specialisation(model, dataset, "moe", labels)
+    >>> round(found["token"].share, 2)  # all that this model's gate sees is the token
+    1.0
+    >>> found["first"].share < 0.5
+    True
 
     Reference: Vinh, Epps, Bailey (2010), Information theoretic measures for clusterings comparison, for the mean over
     permutations and the adjusted share; Davison, Hinkley (1997), Bootstrap methods and their application, section 3.8,

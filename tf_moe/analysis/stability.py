@@ -31,6 +31,13 @@ class Stability(NamedTuple):
             other.
         information: Of the expert of one model on the first choice of the other, as in `measure_specialisation`.
         counts: Int64 `(E, E)`, positions with an expert of the first model (row) and one of the second (column).
+
+    Example:
+
+    >>> other = keras.models.clone_model(model)  # with initial weights of its own
+    >>> found = tf_moe.analysis.measure_stability(model, other, dataset)["moe"]
+    >>> found.positions, found.overlap <= found.matched_overlap <= 1
+    (128, True)
     """
 
     positions: int
@@ -75,8 +82,9 @@ def measure_stability(
     Example:
 
     >>> before = keras.models.clone_model(model)
-    >>> before.load_weights("epoch_1.weights.h5")
-    >>> tf_moe.analysis.measure_stability(before, model, validation)["moe"].same_set
+    >>> before.set_weights(model.get_weights())  # and train on, which is left out here
+    >>> tf_moe.analysis.measure_stability(before, model, dataset)["moe"].same_set
+    1.0
 
     Reference: Vinh, Epps, Bailey (2010), Information theoretic measures for clusterings comparison, for agreement of
     groups without names.

@@ -3,8 +3,6 @@
 import numpy as np
 import tensorflow as tf
 
-from tf_moe.analysis.charts import png
-
 _BINS = 30
 
 
@@ -21,9 +19,10 @@ def write_histogram(tag: str, values: np.ndarray, step: int) -> None:
 
 
 def write_image(tag: str, colours: np.ndarray, step: int) -> None:
-    """Write a picture, uint8 `(H, W, 3)`, to the default writer."""
+    """Write a picture, uint8 `(H, W, channels)`, to the default writer."""
     height, width, _ = colours.shape
-    _write(tag, tf.constant([str(width).encode(), str(height).encode(), png(colours)]), step, "images")
+    png = tf.io.encode_png(colours).numpy()
+    _write(tag, tf.constant([str(width).encode(), str(height).encode(), png]), step, "images")
 
 
 def write_text(tag: str, markdown: str, step: int) -> None:
