@@ -2,7 +2,7 @@ from absl.testing import parameterized
 
 from tests.bad_input.base import BadInput, zeros
 from tf_moe import gates
-from tf_moe.gates import Hierarchical, NoisyTopK, StrictlyBalanced
+from tf_moe.gates import BiasBalanced, Hierarchical, NoisyTopK, StrictlyBalanced
 
 
 class GatesTest(BadInput):
@@ -14,6 +14,9 @@ class GatesTest(BadInput):
         ("noisy_config", lambda: NoisyTopK.from_config({"num_experts": 4}), TypeError, "'k'"),
         ("balanced_fraction", lambda: StrictlyBalanced(4, 1.5), ValueError, "k=1.5"),
         ("balanced_seed", lambda: StrictlyBalanced(4, 2, seed=1.5), ValueError, "seed=1.5"),
+        ("bias_rate_negative", lambda: BiasBalanced(4, 2, bias_rate=-1), ValueError, "bias_rate=-1"),
+        ("bias_rate_text", lambda: BiasBalanced(4, 2, bias_rate="0.1"), ValueError, "bias_rate='0.1'"),
+        ("bias_k", lambda: BiasBalanced(4, 5), ValueError, "k=5, num_experts=4"),
         ("hierarchical_number", lambda: Hierarchical(16, (2, 2)), ValueError, "must be a pair.*num_experts=16"),
         ("hierarchical_text", lambda: Hierarchical("ab", (1, 1)), ValueError, "num_experts='ab'"),
         ("hierarchical_true", lambda: Hierarchical((True, 2), (1, 1)), ValueError, r"num_experts\[0\]=True"),
@@ -44,6 +47,6 @@ class GatesTest(BadInput):
         self.check(call, error, pattern)
 
     def test_another_width_than_built_for(self):
-        for gate in (NoisyTopK(4, 2), StrictlyBalanced(4, 2), Hierarchical((4, 2), (2, 1))):
+        for gate in (NoisyTopK(4, 2), StrictlyBalanced(4, 2), BiasBalanced(4, 2), Hierarchical((4, 2), (2, 1))):
             gate(zeros(2, 3))
             self.check(lambda gate=gate: gate(zeros(2, 5)), ValueError, r"axis -1.* value 3.*\(2, 5\)")

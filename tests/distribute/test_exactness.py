@@ -16,6 +16,9 @@ GATES = {
     "hierarchical": {"num_experts": (4, 4), "k": (2, 2)},
     "strictly_balanced": {"num_experts": 8, "k": 2, "gate": "strictly_balanced"},
 }
+MORE_GATES = {
+    "bias_balanced": {"num_experts": 8, "k": 2, "gate": "bias_balanced"},
+}
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -59,6 +62,8 @@ class ExactnessTest(TestCase):
             for name, ours, want in zip(names, tf.nest.flatten(program(x, mask)), expected, strict=True):
                 self.assertAllClose(ours, want, msg=f"{name} {shape}", **CLOSE)
             self.assertGreater(np.abs(expected[-1]).max(), 0)  # there is something to compare
+        for name, ours, want in zip([v.path for v in one.weights], many.get_weights(), one.get_weights(), strict=True):
+            self.assertAllClose(ours, want, rtol=1e-6, msg=name)  # a gate may change its own in a step
         many_metrics, one_metrics = many.balance_metrics, one.balance_metrics
         for name, metric in one_metrics.items():
             self.assertAllClose(many_metrics[name].result(), metric.result(), msg=name, **CLOSE)
@@ -66,6 +71,10 @@ class ExactnessTest(TestCase):
     @parameterized.named_parameters(GATES.items())
     def test_two_devices(self, arguments):
         self.check((2, 1), **arguments)
+
+    @parameterized.named_parameters(MORE_GATES.items())
+    def test_more_gates(self, arguments):
+        self.check((2, 1), shapes=((16, 2),), **arguments)
 
     @parameterized.named_parameters(
         ("1", MESHES["1"], "noisy_top_k"),

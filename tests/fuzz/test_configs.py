@@ -22,6 +22,7 @@ OBJECTS = (
     lambda: SparseMoE(4, 3, k=2),
     lambda: SparseMoE((2, 2), 3, k=(1, 1), kernel_regularizer="l2", kernel_constraint="unit_norm", use_bias=True),
     lambda: SparseMoE(4, 3, k=2, gate=tf_moe.gates.StrictlyBalanced(4, 2)),
+    lambda: SparseMoE(4, 3, k=2, gate=tf_moe.gates.BiasBalanced(4, 2)),
     lambda: SparseMoE(2, k=2, expert=lambda: keras.layers.Dense(3, "tanh")),
     lambda: LSTM(3, projection=2),
     lambda: SampledSoftmax(20, 5),

@@ -26,7 +26,7 @@ ODD = st.sampled_from([0, -1, 12, 2.0, "2", None, True, (2,), (1, 2, 3), [2, 2],
 @st.composite
 def valid_arguments(draw):
     """Arguments of a layer that can be."""
-    gate = draw(st.sampled_from(["noisy_top_k", "hierarchical", "strictly_balanced"]))
+    gate = draw(st.sampled_from(["noisy_top_k", "hierarchical", "strictly_balanced", "bias_balanced"]))
     if gate == "hierarchical" or (gate == "noisy_top_k" and draw(st.booleans())):
         num_experts = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
         k = tuple(draw(st.integers(1, n)) for n in num_experts)
@@ -51,7 +51,7 @@ any_arguments = st.fixed_dictionaries(
     {
         "num_experts": st.integers(1, 4) | st.tuples(st.integers(1, 3), st.integers(1, 3)) | ODD,
         "k": st.integers(1, 4) | st.tuples(st.integers(1, 3), st.integers(1, 3)) | ODD,
-        "gate": st.sampled_from(["noisy_top_k", "strictly_balanced", "hierarchical", "switch", 3]),
+        "gate": st.sampled_from(["noisy_top_k", "strictly_balanced", "bias_balanced", "hierarchical", "switch", 3]),
         "capacity_factor": st.sampled_from([None, 0.1, 1, 1.25, 7.5, 0, -1.0, "1", float("inf")]),
         "drop_by": st.sampled_from(["position", "weight", "luck"]),
     }
@@ -73,7 +73,7 @@ def is_valid(num_experts, k, gate, capacity_factor, drop_by, **_):
         fits = all(levels) and len(num_experts) == len(k) == 2 and all(map(is_choice, num_experts, k))
         fits = fits and gate in ("noisy_top_k", "hierarchical")
     else:
-        fits = is_choice(num_experts, k) and gate in ("noisy_top_k", "strictly_balanced")
+        fits = is_choice(num_experts, k) and gate in ("noisy_top_k", "strictly_balanced", "bias_balanced")
     return fits and capacity_factor in (None, 0.1, 1, 1.25, 7.5) and drop_by != "luck"
 
 
@@ -165,6 +165,23 @@ class Reference:
             sure = (np.abs(above) > slack) & (scores > 1e-6) & self.mask[:, None]
             self.test.assertAllEqual(chosen[sure], above[sure] > 0)
 
+    def check_bias_balanced(self, routing):
+        """Every token has the experts with the highest score and bias, with weights that are their scores' shares."""
+        weights, kernel, k = routing.gates.numpy(), self.weights["gate/kernel"], self.layer.k
+        self.test.assertFalse(weights[~self.mask].any())
+        for t in np.flatnonzero(self.mask):
+            logits, slack = self._logits(t, kernel, None, None)
+            if slack > 0.01 or np.abs(logits).max() > 50:
+                continue
+            scores, chosen = 1 / (1 + np.exp(-logits)), np.argsort(-weights[t], kind="stable")[:k]
+            self.test.assertEqual(np.count_nonzero(weights[t]), k)
+            biased, slack = scores + self.weights["gate/bias"], slack + 1e-6
+            self.test.assertGreaterEqual(
+                biased[chosen].min(), np.delete(biased, chosen).max(initial=-np.inf) - 2 * slack
+            )
+            expected = scores[chosen] / scores[chosen].sum() if k > 1 else scores[chosen]
+            self.test.assertAllClose(weights[t][chosen], expected, rtol=1e-4 + 4 * slack, atol=1e-5)
+
     def output(self, routing):
         """The gated sum of experts, and the size of what was added up for it, both (T, D)."""
         index, weights = routing.expert_index.numpy(), routing.combine_weights.numpy()
@@ -255,6 +272,7 @@ class SparseMoETest(TestCase):
         layer.set_weights([rng.standard_normal(w.shape) for w in layer.get_weights()])
         layer.gate.set_weights([kernel * w for w in layer.gate.get_weights()])
         drawn = fix_noise(layer.gate, rng)
+        layer.gate.bias_rate = 0.0  # or the routing below would be another than that of the step
         inputs = tf.reshape(x, [*shape, width])
 
         def compute(inputs):
@@ -281,6 +299,8 @@ class SparseMoETest(TestCase):
         reference = Reference(self, layer, tf.cast(x, tf.float64).numpy(), counted)
         if arguments["gate"] == "strictly_balanced":
             reference.check_balanced(routing, training)
+        elif arguments["gate"] == "bias_balanced":
+            reference.check_bias_balanced(routing)
         else:
             reference.check_routing(routing, drawn[0].numpy() if training else None)
         expected, size = reference.output(routing)

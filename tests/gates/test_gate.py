@@ -3,7 +3,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.base import TestCase
-from tf_moe.gates import Gate, Hierarchical, NoisyTopK, StrictlyBalanced
+from tf_moe.gates import BiasBalanced, Gate, Hierarchical, NoisyTopK, StrictlyBalanced
 from tf_moe.gates.gate import check_choice, mask_rows
 
 
@@ -31,7 +31,7 @@ class GateTest(TestCase):
     def test_a_mask_is_no_reason_to_warn(self):
         # Warnings are errors here. Keras warns where a layer that takes a mask does not say that it supports masking.
         mask = tf.constant([True, False, True])
-        for gate in (NoisyTopK(4, 2), Hierarchical((2, 2), (1, 1)), StrictlyBalanced(4, 2)):
+        for gate in (NoisyTopK(4, 2), Hierarchical((2, 2), (1, 1)), StrictlyBalanced(4, 2), BiasBalanced(4, 2)):
             with self.subTest(type(gate).__name__):
                 routing = gate(self.normal(3, 5), mask=mask)
                 self.assertAllEqual(tf.reduce_any(routing.combine_weights > 0, axis=1), [True, False, True])

@@ -2,6 +2,7 @@
 
 import keras
 
+from tf_moe.gates.bias_balanced import BiasBalanced
 from tf_moe.gates.gate import Gate, plain
 from tf_moe.gates.hierarchical import Hierarchical
 from tf_moe.gates.noisy_top_k import NoisyTopK
@@ -12,6 +13,7 @@ GATES = {
     "noisy_top_k": NoisyTopK,
     "hierarchical": Hierarchical,
     "strictly_balanced": StrictlyBalanced,
+    "bias_balanced": BiasBalanced,
 }
 
 
@@ -55,4 +57,4 @@ def get(identifier, num_experts, k, seed: int | None = None, **options) -> Gate:
     return GATES[identifier](num_experts, k, seed=seed, **options)
 
 
-__all__ = ["GATES", "Gate", "Hierarchical", "NoisyTopK", "Routing", "StrictlyBalanced", "get"]
+__all__ = ["GATES", "BiasBalanced", "Gate", "Hierarchical", "NoisyTopK", "Routing", "StrictlyBalanced", "get"]

@@ -32,7 +32,13 @@ class Gate(keras.layers.Layer):
         inputs: `(T, D)`.
         mask: Optional bool `(T,)`; tokens where it is False get zero weights and count in no statistic.
         training: Whether noise is added and `load` is the smooth estimate. Default False.
+
+    Attributes:
+        balance_weight: Weight of each of the two balance losses of a `SparseMoE` that was not given others: 0.1, the
+            paper's, and 0 for a gate that is balanced by other means.
     """
+
+    balance_weight = 0.1
 
     def __init__(self, num_experts, k, seed: int | None = None, **kwargs):
         kwargs.setdefault("name", "gate")

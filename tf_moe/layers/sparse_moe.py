@@ -52,10 +52,11 @@ class SparseMoE(keras.layers.Layer):
         expert_hidden: Width of the hidden layer of the built-in experts, each `activation(x W_1) W_2`. May be None with
             `expert`, where it has no meaning.
         k: Number of experts for each position, or a pair, for the two levels. Default 4.
-        gate: "noisy_top_k" (with a pair of experts, the hierarchical form of it), "strictly_balanced", or a
-            `tf_moe.gates.Gate` made for the same `num_experts` and `k`. Default "noisy_top_k".
-        importance_weight: Weight of the importance loss. Default 0.1, the paper's.
-        load_weight: Weight of the load loss. Default 0.1, the paper's.
+        gate: "noisy_top_k" (with a pair of experts, the hierarchical form of it), "strictly_balanced", "bias_balanced",
+            or a `tf_moe.gates.Gate` made for the same `num_experts` and `k`. Default "noisy_top_k".
+        importance_weight: Weight of the importance loss. Default None, what is right for the gate: its
+            `balance_weight`, 0.1, the paper's, for most, and 0 for one that is balanced without losses.
+        load_weight: Weight of the load loss. Default None, as above.
         capacity_factor: None, the default, drops nothing. A number gives every expert room for that many times its fair
             share of the positions, in static shapes; what is beyond is dropped (the expert adds zero) and counted.
         activation: Activation of the experts' hidden layer. Default "relu".
@@ -117,8 +118,8 @@ class SparseMoE(keras.layers.Layer):
         expert_hidden: int | None = None,
         k: int | tuple[int, int] = 4,
         gate: "str | gates.Gate" = "noisy_top_k",
-        importance_weight: float = 0.1,
-        load_weight: float = 0.1,
+        importance_weight: float | None = None,
+        load_weight: float | None = None,
         capacity_factor: float | None = None,
         activation="relu",
         output_activation=None,
@@ -140,6 +141,10 @@ class SparseMoE(keras.layers.Layer):
         self.gate = gates.get(gate, num_experts, k, self.seed)
         self.num_experts, self.k = self.gate.num_experts, self.gate.k
         self.expert_hidden = expert_hidden
+        if importance_weight is None:
+            importance_weight = self.gate.balance_weight
+        if load_weight is None:
+            load_weight = self.gate.balance_weight
         self.importance_weight = checks.at_least_zero("importance_weight", importance_weight)
         self.load_weight = checks.at_least_zero("load_weight", load_weight)
         self.capacity_factor = capacity_factor
