@@ -31,7 +31,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         "--output", metavar="DIR", default="runs/language_model", type=Path, help="default: %(default)s"
     )
     parser.add_argument(
-        "--gate", default="noisy_top_k", choices=sorted(tf_moe.gates.GATES), help="default: %(default)s"
+        "--gate", default="noisy_top_k", choices=sorted({*tf_moe.gates.GATES} - {"hash"}), help="default: %(default)s"
     )
     add_model_arguments(parser)
     return complete(parser.parse_args(arguments))

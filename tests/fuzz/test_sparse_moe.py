@@ -12,6 +12,7 @@ from tests.base import TestCase
 from tests.dispatch.reference import fill_buffers
 from tests.fuzz.base import examples
 from tests.references import softmax
+from tf_moe.gates.hash import assignments
 from tf_moe.layers import SparseMoE
 
 # Of the numbers that a layer computes with, the distance of 1 from the next, in the half precisions that of products.
@@ -20,13 +21,14 @@ ROUNDING = {"float32": 2e-6, "float64": 2e-6, "mixed_bfloat16": 2e-2, "mixed_flo
 SCALES = [0.0, 1e-40, 1e-30, 1e-4, 1.0, 1e4, 1e30]
 
 KINDS = ("kernel", "bias")
+ONE_LEVEL = ("noisy_top_k", "strictly_balanced", "bias_balanced", "hash")
 ODD = st.sampled_from([0, -1, 12, 2.0, "2", None, True, (2,), (1, 2, 3), [2, 2], float("nan"), np.int64(2)])
 
 
 @st.composite
 def valid_arguments(draw):
     """Arguments of a layer that can be."""
-    gate = draw(st.sampled_from(["noisy_top_k", "hierarchical", "strictly_balanced", "bias_balanced"]))
+    gate = draw(st.sampled_from([*ONE_LEVEL, "hierarchical"]))
     if gate == "hierarchical" or (gate == "noisy_top_k" and draw(st.booleans())):
         num_experts = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
         k = tuple(draw(st.integers(1, n)) for n in num_experts)
@@ -51,7 +53,7 @@ any_arguments = st.fixed_dictionaries(
     {
         "num_experts": st.integers(1, 4) | st.tuples(st.integers(1, 3), st.integers(1, 3)) | ODD,
         "k": st.integers(1, 4) | st.tuples(st.integers(1, 3), st.integers(1, 3)) | ODD,
-        "gate": st.sampled_from(["noisy_top_k", "strictly_balanced", "bias_balanced", "hierarchical", "switch", 3]),
+        "gate": st.sampled_from([*ONE_LEVEL, "hierarchical", "switch", 3]),
         "capacity_factor": st.sampled_from([None, 0.1, 1, 1.25, 7.5, 0, -1.0, "1", float("inf")]),
         "drop_by": st.sampled_from(["position", "weight", "luck"]),
     }
@@ -73,7 +75,7 @@ def is_valid(num_experts, k, gate, capacity_factor, drop_by, **_):
         fits = all(levels) and len(num_experts) == len(k) == 2 and all(map(is_choice, num_experts, k))
         fits = fits and gate in ("noisy_top_k", "hierarchical")
     else:
-        fits = is_choice(num_experts, k) and gate in ("noisy_top_k", "strictly_balanced", "bias_balanced")
+        fits = is_choice(num_experts, k) and gate in ONE_LEVEL
     return fits and capacity_factor in (None, 0.1, 1, 1.25, 7.5) and drop_by != "luck"
 
 
@@ -182,6 +184,16 @@ class Reference:
             expected = scores[chosen] / scores[chosen].sum() if k > 1 else scores[chosen]
             self.test.assertAllClose(weights[t][chosen], expected, rtol=1e-4 + 4 * slack, atol=1e-5)
 
+    def check_hash(self, routing, ids):
+        """Every token has k different experts with equal weights; those of its id, where there are ids."""
+        index, gates = routing.expert_index.numpy(), routing.gates.numpy()
+        if ids is not None:
+            self.test.assertAllEqual(index, assignments(self.experts, self.k, 0)[ids % self.layer.gate.period])
+        expected = np.zeros_like(gates)
+        np.put_along_axis(expected, index, 1 / self.k, axis=1)
+        self.test.assertAllClose(gates, expected * self.mask[:, None])
+        self.test.assertAllEqual(np.count_nonzero(expected, axis=1), np.full(len(index), self.k))
+
     def output(self, routing):
         """The gated sum of experts, and the size of what was added up for it, both (T, D)."""
         index, weights = routing.expert_index.numpy(), routing.combine_weights.numpy()
@@ -274,11 +286,14 @@ class SparseMoETest(TestCase):
         drawn = fix_noise(layer.gate, rng)
         layer.gate.bias_rate = 0.0  # or the routing below would be another than that of the step
         inputs = tf.reshape(x, [*shape, width])
+        options = {}
+        if arguments["gate"] == "hash" and rng.random() < 0.7:
+            options["gate_id"] = rng.integers(-(2**62), 2**62, shape)
 
         def compute(inputs):
             with tf.GradientTape() as tape:
                 tape.watch(inputs)
-                y = layer(inputs, mask=mask, training=training)
+                y = layer(inputs, mask=mask, training=training, **options)
                 losses = list(layer.losses)
                 loss = tf.reduce_sum(tf.cast(y, tf.float32)) + sum(losses, 0.0)
             return y, losses, tape.gradient(loss, [inputs, *(v.value for v in layer.trainable_variables)])
@@ -294,11 +309,13 @@ class SparseMoETest(TestCase):
         if training and arguments["expert_dropout"]:
             return  # what was dropped is known to nobody
         drawn.clear()
-        routing = layer.route(inputs, mask=mask, training=training)
+        routing = layer.route(inputs, mask=mask, training=training, **options)
         counted = np.ones(tokens, bool) if mask is None else mask.ravel()
         reference = Reference(self, layer, tf.cast(x, tf.float64).numpy(), counted)
         if arguments["gate"] == "strictly_balanced":
             reference.check_balanced(routing, training)
+        elif arguments["gate"] == "hash":
+            reference.check_hash(routing, np.ravel(options["gate_id"]) if options else None)
         elif arguments["gate"] == "bias_balanced":
             reference.check_bias_balanced(routing)
         else:

@@ -15,7 +15,9 @@ class GetTest(TestCase):
             gate = gates.get(name, num_experts, k, seed=7)
             self.assertIs(type(gate), kind)
             self.assertEqual((gate.num_experts, gate.k, gate.seed), (num_experts, k, 7))
-        self.assertGreaterEqual(set(gates.GATES), {"noisy_top_k", "hierarchical", "strictly_balanced", "bias_balanced"})
+        self.assertGreaterEqual(
+            set(gates.GATES), {"noisy_top_k", "hierarchical", "strictly_balanced", "bias_balanced", "hash"}
+        )
         self.assertIsNone(gates.get("noisy_top_k", 4, 2).seed)
 
     def test_pairs_make_noisy_top_k_hierarchical(self):
@@ -52,6 +54,7 @@ class GetTest(TestCase):
             gates.Hierarchical((4, 2), (2, 1), kernel_initializer="ones", seed=3),
             gates.StrictlyBalanced(4, 2, kernel_initializer="ones", seed=3),
             gates.BiasBalanced(4, 2, kernel_initializer="ones", seed=3, bias_rate=0.1),
+            gates.Hash(4, 2, seed=3),
         ):
             config = keras.saving.serialize_keras_object(gate)
             again = gates.get(config, gate.num_experts, gate.k)

@@ -29,6 +29,19 @@ def gates() -> keras.Model:
     )
 
 
+def gates_by_id_and_bias() -> keras.Model:
+    """Gates that go by ids, here the words', and the one that has a bias; Adam."""
+    noisy = tf_moe.gates.NoisyTopK(4, 2, "glorot_uniform", seed=3, num_gates=VOCABULARY)
+    levels = tf_moe.gates.Hierarchical((2, 2), (2, 1), "glorot_uniform", seed=4, num_gates=VOCABULARY + 1)
+    return branches(
+        keras.optimizers.Adam(0.1),
+        bias=moe("bias", gate="bias_balanced", capacity_factor=2.0),
+        hash=moe("hash", gate="hash", capacity_factor=2.0, seed=5),
+        several=moe("several", gate=noisy),
+        several_levels=moe("several_levels", gate=levels, **TWO_LEVELS),
+    )
+
+
 def experts() -> keras.Model:
     """Every dispatcher and kind of expert, and the LSTM; AdamW with an average of the weights."""
     layers = [
@@ -95,7 +108,16 @@ def translator() -> keras.Model:
 
 MODELS = {
     f.__name__: f
-    for f in (gates, experts, policies, policies_hierarchical, sampled_softmax, language_model, translator)
+    for f in (
+        gates,
+        gates_by_id_and_bias,
+        experts,
+        policies,
+        policies_hierarchical,
+        sampled_softmax,
+        language_model,
+        translator,
+    )
 }
 
 
@@ -123,7 +145,8 @@ def branches(optimizer: keras.optimizers.Optimizer, **layers) -> keras.Model:
     for name, chain in layers.items():
         outputs[name] = x
         for layer in chain if isinstance(chain, list) else [chain]:
-            outputs[name] = layer(outputs[name])
+            by_id = isinstance(layer, SparseMoE) and layer.gate.takes_gate_id
+            outputs[name] = layer(outputs[name], gate_id=ids) if by_id else layer(outputs[name])
     model = keras.Model(ids, outputs)
     model.compile(optimizer, "mse")
     return model

@@ -37,6 +37,8 @@ class LiteRTTest(TestCase):
             "noisy": {},
             "one": {"k": 1, "use_bias": True, "activation": "gelu", "recompute": True},
             "balanced": {"gate": "strictly_balanced", "output_activation": "sigmoid"},
+            "biased": {"gate": "bias_balanced"},
+            "hash": {"gate": "hash"},
             "by_weight": {"drop_by": "weight", "capacity_factor": 0.7},
             "layers": {"expert": lambda: keras.layers.Dense(WIDTH, "tanh")},
             "untrained": {},

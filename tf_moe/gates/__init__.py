@@ -4,6 +4,7 @@ import keras
 
 from tf_moe.gates.bias_balanced import BiasBalanced
 from tf_moe.gates.gate import Gate, plain
+from tf_moe.gates.hash import Hash
 from tf_moe.gates.hierarchical import Hierarchical
 from tf_moe.gates.noisy_top_k import NoisyTopK
 from tf_moe.gates.routing import Routing
@@ -14,6 +15,7 @@ GATES = {
     "hierarchical": Hierarchical,
     "strictly_balanced": StrictlyBalanced,
     "bias_balanced": BiasBalanced,
+    "hash": Hash,
 }
 
 
@@ -57,4 +59,4 @@ def get(identifier, num_experts, k, seed: int | None = None, **options) -> Gate:
     return GATES[identifier](num_experts, k, seed=seed, **options)
 
 
-__all__ = ["GATES", "BiasBalanced", "Gate", "Hierarchical", "NoisyTopK", "Routing", "StrictlyBalanced", "get"]
+__all__ = ["GATES", "BiasBalanced", "Gate", "Hash", "Hierarchical", "NoisyTopK", "Routing", "StrictlyBalanced", "get"]

@@ -6,6 +6,7 @@ import tensorflow as tf
 from tf_moe import checks
 from tf_moe.gates.gate import Gate, Initializer, check_choice, mask_rows
 from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
+from tf_moe.gates.several import products
 from tf_moe.ops.choice import read_at
 from tf_moe.ops.ties import code_tokens, top_k_spread
 
@@ -37,7 +38,7 @@ class BiasBalanced(Gate):
             differs all tokens go to those where it is highest, until W_g has learned.
         seed: Not used, since nothing is drawn; there as in the other gates.
         bias_rate: How far the bias moves in a step, 0 or more. Default 0.001, the paper's. Scores are between 0 and 1.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        **kwargs: `num_gates`, see `Gate`, and arguments of `keras.layers.Layer`. Several gates share the bias.
 
     Raises:
         ValueError: If not 1 <= k <= num_experts, or `bias_rate` is negative.
@@ -55,6 +56,7 @@ class BiasBalanced(Gate):
     """
 
     balance_weight = 0.0
+    can_be_several = True
 
     def __init__(
         self,
@@ -71,9 +73,7 @@ class BiasBalanced(Gate):
 
     def build(self, input_shape):
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: input_shape[-1]})
-        self.kernel = self.add_weight(
-            shape=(input_shape[-1], self.num_experts), initializer=self.kernel_initializer, name="kernel"
-        )
+        self.kernel = self.add_kernel("kernel", (input_shape[-1], self.num_experts), self.kernel_initializer)
         self.bias = self.add_weight(
             shape=(self.num_experts,),
             initializer="zeros",
@@ -82,8 +82,8 @@ class BiasBalanced(Gate):
             name="bias",
         )
 
-    def call(self, inputs, mask=None, training=False) -> Routing:
-        logits = tf.matmul(inputs, self.kernel)
+    def call(self, inputs, mask=None, training=False, gate_id=None) -> Routing:
+        (logits,) = products(inputs, [self.kernel], gate_id)
         index = top_k_spread(tf.sigmoid(logits) + self.bias, code_tokens(inputs), self.k)
         weights = mask_rows(_weights(read_at(logits, index)), mask)
         load = count_by_expert(weights, index, self.num_experts)

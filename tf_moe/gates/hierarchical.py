@@ -7,6 +7,7 @@ from tf_moe import checks
 from tf_moe.gates.choice import choose, choose_noisy
 from tf_moe.gates.gate import Gate, Initializer, check_levels, mask_rows, sum_rows
 from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
+from tf_moe.gates.several import products
 from tf_moe.initializers import PerExpert
 from tf_moe.ops.by_group import matmul_by_group
 from tf_moe.ops.sums import sum_rows_by_group
@@ -31,7 +32,8 @@ class Hierarchical(Gate):
         seed: Integer seed of the noise, or None.
         noisy: Whether there is noise in training. Default True. Without it there are no noise kernels, and the load is
             the number of tokens, which has no gradient: only the importance loss balances then.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        **kwargs: `num_gates`, see `Gate`, and arguments of `keras.layers.Layer`. The second level's kernels of several
+            gates are `(num_gates * a, D, b)`.
 
     Raises:
         ValueError: If either is no pair, or a k is out of range.
@@ -44,6 +46,8 @@ class Hierarchical(Gate):
 
     Reference: appendix B of Shazeer et al. (2017).
     """
+
+    can_be_several = True
 
     def __init__(
         self,
@@ -67,17 +71,19 @@ class Hierarchical(Gate):
         if self.noisy:
             initializers["noise_kernel"] = self.noise_kernel_initializer
         for name, initializer in initializers.items():
-            first = self.add_weight(shape=(width, groups), initializer=initializer, name=name)
+            first = self.add_kernel(name, (width, groups), initializer)
             second = self.add_weight(
-                shape=(groups, width, experts), initializer=PerExpert(initializer, 1), name=f"group_{name}"
+                shape=((self.num_gates or 1) * groups, width, experts),
+                initializer=PerExpert(initializer, 1),
+                name=f"group_{name}",
             )
             setattr(self, name, first)
             setattr(self, f"group_{name}", second)
 
-    def call(self, inputs, mask=None, training=False) -> Routing:
+    def call(self, inputs, mask=None, training=False, gate_id=None) -> Routing:
         training = training and self.noisy
-        group, group_weights, group_load = self._choose_groups(inputs, mask, training)
-        expert, expert_weights, expert_load = self._choose_experts(inputs, group, group_weights, training)
+        group, group_weights, group_load = self._choose_groups(inputs, mask, training, gate_id)
+        expert, expert_weights, expert_load = self._choose_experts(inputs, group, group_weights, training, gate_id)
         tokens = tf.shape(inputs)[0]
         choices = self.k[0] * self.k[1]
         index = tf.expand_dims(group * self.num_experts[1], -1) + expert  # (T, k0, k1)
@@ -94,17 +100,18 @@ class Hierarchical(Gate):
             load = count_by_expert(weights, index, total)
         return Routing(index, weights, None, total_by_expert(weights, index, total), load)
 
-    def _choose_groups(self, inputs, mask, training):
+    def _choose_groups(self, inputs, mask, training, gate_id):
         """First level: groups and weights (T, k0), and in training the load (a,)."""
-        clean_logits = tf.matmul(inputs, self.kernel)
         if not training:
+            (clean_logits,) = products(inputs, [self.kernel], gate_id)
             index, weights = choose(clean_logits, code_tokens(inputs), self.k[0])
             return index, mask_rows(weights, mask), None
+        clean_logits, noise_logits = products(inputs, [self.kernel, self.noise_kernel], gate_id)
         noise = self.noise(tf.shape(clean_logits))
-        index, weights, probability = choose_noisy(clean_logits, tf.matmul(inputs, self.noise_kernel), noise, self.k[0])
+        index, weights, probability = choose_noisy(clean_logits, noise_logits, noise, self.k[0])
         return index, mask_rows(weights, mask), sum_rows(probability, mask)
 
-    def _choose_experts(self, inputs, group, group_weights, training):
+    def _choose_experts(self, inputs, group, group_weights, training, gate_id):
         """Second level: experts and weights (T, k0, k1), and in training the loads (a, b)."""
         groups, (k0, k1) = self.num_experts[0], self.k
         tokens = tf.shape(inputs)[0]
@@ -112,7 +119,10 @@ class Hierarchical(Gate):
         kernel = tf.convert_to_tensor(self.group_kernel)
         if training:
             kernel = tf.concat([kernel, tf.convert_to_tensor(self.group_noise_kernel)], axis=-1)
-        logits = matmul_by_group(inputs, group, kernel)  # (T, k0, b or 2b)
+        matrix = group  # of the kernel's, one for each group of each gate
+        if gate_id is not None:
+            matrix = tf.where(group < groups, tf.expand_dims(gate_id, -1) * groups + group, kernel.shape[0])
+        logits = matmul_by_group(inputs, matrix, kernel)  # (T, k0, b or 2b)
         logits = tf.reshape(logits, [tokens * k0, kernel.shape[-1]])
 
         if training:

@@ -7,6 +7,7 @@ from tf_moe import checks
 from tf_moe.gates.choice import choose, choose_noisy
 from tf_moe.gates.gate import Gate, Initializer, check_choice, mask_rows, sum_rows
 from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
+from tf_moe.gates.several import products
 from tf_moe.ops.ties import code_tokens
 
 
@@ -31,7 +32,7 @@ class NoisyTopK(Gate):
         seed: Integer seed of the noise, or None.
         noisy: Whether there is noise in training. Default True. Without it there is no `noise_kernel`, and the load is
             the number of tokens, which has no gradient: only the importance loss balances then.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        **kwargs: `num_gates`, see `Gate`, and arguments of `keras.layers.Layer`.
 
     Raises:
         ValueError: If not 1 <= k <= num_experts.
@@ -44,6 +45,8 @@ class NoisyTopK(Gate):
 
     Reference: section 2.1 and appendix A of Shazeer et al. (2017).
     """
+
+    can_be_several = True
 
     def __init__(
         self,
@@ -63,22 +66,20 @@ class NoisyTopK(Gate):
     def build(self, input_shape):
         shape = (input_shape[-1], self.num_experts)
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: input_shape[-1]})
-        self.kernel = self.add_weight(shape=shape, initializer=self.kernel_initializer, name="kernel")
+        self.kernel = self.add_kernel("kernel", shape, self.kernel_initializer)
         if self.noisy:
-            self.noise_kernel = self.add_weight(
-                shape=shape, initializer=self.noise_kernel_initializer, name="noise_kernel"
-            )
+            self.noise_kernel = self.add_kernel("noise_kernel", shape, self.noise_kernel_initializer)
 
-    def call(self, inputs, mask=None, training=False) -> Routing:
-        clean_logits = tf.matmul(inputs, self.kernel)
+    def call(self, inputs, mask=None, training=False, gate_id=None) -> Routing:
         if training and self.noisy:
-            noise_logits = tf.matmul(inputs, self.noise_kernel)
+            clean_logits, noise_logits = products(inputs, [self.kernel, self.noise_kernel], gate_id)
             index, weights, probability = choose_noisy(
                 clean_logits, noise_logits, self.noise(tf.shape(clean_logits)), self.k
             )
             weights = mask_rows(weights, mask)
             load = sum_rows(probability, mask)
         else:
+            (clean_logits,) = products(inputs, [self.kernel], gate_id)
             index, weights = choose(clean_logits, code_tokens(inputs), self.k)
             weights = mask_rows(weights, mask)
             load = count_by_expert(weights, index, self.num_experts)

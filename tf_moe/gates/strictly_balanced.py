@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from tf_moe.gates.gate import Gate, Initializer, check_choice, mask_rows
 from tf_moe.gates.routing import Routing
+from tf_moe.gates.several import products
 from tf_moe.losses import importance, threshold_loss
 from tf_moe.mesh.shards import EXPERT, current_shards
 from tf_moe.ops.xla import compiled_by_xla
@@ -34,7 +35,8 @@ class StrictlyBalanced(Gate):
             one expert.
         kernel_initializer: Initializer of W_g. Default "zeros".
         seed: Not used, since nothing is drawn; there as in the other gates.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        **kwargs: `num_gates`, see `Gate`, and arguments of `keras.layers.Layer`. Several gates share the thresholds, as
+            experts choose among the tokens of all gates.
 
     Raises:
         ValueError: If not 1 <= k <= num_experts.
@@ -47,6 +49,8 @@ class StrictlyBalanced(Gate):
 
     Reference: appendix F of Shazeer et al. (2017).
     """
+
+    can_be_several = True
 
     def __init__(
         self,
@@ -61,14 +65,13 @@ class StrictlyBalanced(Gate):
 
     def build(self, input_shape):
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: input_shape[-1]})
-        self.kernel = self.add_weight(
-            shape=(input_shape[-1], self.num_experts), initializer=self.kernel_initializer, name="kernel"
-        )
+        self.kernel = self.add_kernel("kernel", (input_shape[-1], self.num_experts), self.kernel_initializer)
         start = keras.initializers.Constant(1.0 - self.k / self.num_experts)
         self.thresholds = self.add_weight(shape=(self.num_experts,), initializer=start, name="thresholds")
 
-    def call(self, inputs, mask=None, training=False) -> Routing:
-        scores = tf.nn.softmax(tf.matmul(inputs, self.kernel), axis=-1)
+    def call(self, inputs, mask=None, training=False, gate_id=None) -> Routing:
+        (logits,) = products(inputs, [self.kernel], gate_id)
+        scores = tf.nn.softmax(logits, axis=-1)
         thresholds = self.thresholds / self.num_experts
         loss = 0.0
         if training:
