@@ -58,8 +58,8 @@ class MirroredTest(TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        # One for all tests: a second one in a process counts its exchanges from the same number on, and TensorFlow takes
-        # those of other shapes for the first one's.
+        # One for all tests: a second one in a process numbers its exchanges from the start again, and TensorFlow takes
+        # them for the first one's, which had other shapes.
         cls.strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
     def test_noise_differs_between_replicas(self):

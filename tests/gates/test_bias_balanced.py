@@ -83,13 +83,12 @@ class BiasBalancedTest(TestCase):
             x[:, 0] = 1.0
             return tf.constant(x)
 
-        first = step(batch())
-        for _ in range(300):
-            step(batch())
-        last = gate(batch()).load  # at evaluation too
+        loads = [step(batch()) for _ in range(300)]
         self.assertAllEqual(gate.kernel, kernel)
-        self.assertGreater(np.max(first), 3 * 128)
-        self.assertAllClose(last, np.full(8, 128), atol=40)  # four standard deviations
+        self.assertGreater(np.max(loads[0]), 3 * 128)
+        last = np.mean(loads[-100:], axis=0)  # usually 2 off, in 60 runs 5 at most
+        self.assertAllClose(last, np.full(8, 128), atol=13)
+        self.assertLess(np.max(gate(batch()).load), 2 * 128)  # at evaluation too
 
     def test_moves_in_training_alone(self):
         gate, x = self.gate(3, 5, 2), self.normal(9, 3)
