@@ -30,9 +30,10 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument(
         "--output", metavar="DIR", default="runs/language_model", type=Path, help="default: %(default)s"
     )
-    # With expert choice a word's experts depend on the words that come after it: its perplexity would be none.
-    causal = sorted(set(tf_moe.gates.GATES) - {"expert_choice"})
-    parser.add_argument("--gate", default="noisy_top_k", choices=causal, help="default: %(default)s")
+    # With expert choice a word's experts depend on the words that come after it: its perplexity would be none. Hash
+    # routing needs ids, which this model does not pass down.
+    possible = sorted(set(tf_moe.gates.GATES) - {"expert_choice", "hash"})
+    parser.add_argument("--gate", default="noisy_top_k", choices=possible, help="default: %(default)s")
     add_model_arguments(parser)
     return complete(parser.parse_args(arguments))
 

@@ -153,6 +153,17 @@ def z_loss(logits):
     return sum(math.log(sum(math.exp(h) for h in row)) ** 2 for row in logits) / len(logits)
 
 
+def bias_balanced(x, w_gate, bias, k, mask=None):
+    """Equations 12 to 16 of DeepSeek-V3: gate values (T, E); for k = 1 the score itself."""
+    gates = np.zeros((len(x), w_gate.shape[1]))
+    for t in range(len(x)):
+        scores = 1 / (1 + np.exp(-(x[t] @ w_gate)))
+        chosen = top_k_set(scores + bias, k)
+        if mask is None or mask[t]:
+            gates[t, chosen] = scores[chosen] / (scores[chosen].sum() if k > 1 else 1)
+    return gates
+
+
 def gradients(function, arrays, step=1e-6):
     """Central differences of a scalar function of several float64 arrays, one array of slopes for each."""
     arrays = [np.array(np.asarray(a), np.float64) for a in arrays]

@@ -1,10 +1,13 @@
 """The counting rule reproduces cells of the paper's table 7."""
 
+import math
+
 import keras
 from absl.testing import parameterized
 
 from tests.base import TestCase
 from tf_moe.analysis import Counts, count
+from tf_moe.gates import Hierarchical, NoisyTopK
 from tf_moe.layers import LSTM, SparseMoE
 from tf_moe.models import dense_twin, language_model
 
@@ -40,6 +43,17 @@ class CountTest(TestCase):
             count(language_model(10, [SparseMoE(4, 8, k=2, shared_expert_hidden=n)], width=6)) for n in (None, 5)
         )
         self.assertEqual(more, Counts(plain.parameters + 60, plain.multiply_adds + 60))
+
+    def test_a_token_has_one_of_several_gates(self):
+        for gate in (NoisyTopK(4, 2, num_gates=3), Hierarchical((2, 3), (1, 2), num_gates=3)):
+            one = SparseMoE(gate.num_experts, 8, k=gate.k)
+            inputs, ids = keras.Input((6,)), keras.Input((), dtype="int32")
+            moe = SparseMoE(gate.num_experts, 8, k=gate.k, gate=gate)
+            outputs = keras.layers.Dense(2)(moe(inputs, gate_id=ids))
+            several = count(keras.Model([inputs, ids], outputs))
+            single = count(keras.Sequential([inputs, one, keras.layers.Dense(2)]))
+            gate_size = sum(math.prod(w.shape) for w in one.gate.weights)
+            self.assertEqual(several, Counts(single.parameters + 2 * gate_size, single.multiply_adds))
 
     def test_biases_do_not_count(self):
         with_biases, without = (

@@ -2,7 +2,17 @@ from absl.testing import parameterized
 
 from tests.bad_input.base import BadInput, zeros
 from tf_moe import gates
-from tf_moe.gates import DenseSoftmax, ExpertChoice, Hierarchical, NoisyTopK, Sinkhorn, StrictlyBalanced, Switch
+from tf_moe.gates import (
+    BiasBalanced,
+    DenseSoftmax,
+    ExpertChoice,
+    Hash,
+    Hierarchical,
+    NoisyTopK,
+    Sinkhorn,
+    StrictlyBalanced,
+    Switch,
+)
 
 
 class GatesTest(BadInput):
@@ -30,6 +40,17 @@ class GatesTest(BadInput):
         ("dense_experts", lambda: DenseSoftmax("4"), ValueError, "num_experts='4'"),
         ("choice_k", lambda: ExpertChoice(4, 1.25), ValueError, "k=1.25"),
         ("sinkhorn_iterations", lambda: Sinkhorn(4, 1, iterations=2.5), ValueError, "iterations=2.5"),
+        ("bias_rate_negative", lambda: BiasBalanced(4, 2, bias_rate=-1), ValueError, "bias_rate=-1"),
+        ("bias_rate_text", lambda: BiasBalanced(4, 2, bias_rate="0.1"), ValueError, "bias_rate='0.1'"),
+        ("bias_k", lambda: BiasBalanced(4, 5), ValueError, "k=5, num_experts=4"),
+        ("hash_k", lambda: Hash(4, 0), ValueError, "k=0"),
+        ("hash_seed", lambda: Hash(4, 2, seed=2**64), ValueError, "seed=18446744073709551616"),
+        ("hash_gates", lambda: Hash(4, 2, num_gates=2), ValueError, "Hash cannot be several.*num_gates=2"),
+        ("hash_id", lambda: Hash(4, 2)(zeros(2, 3), gate_id=zeros(2)), ValueError, "gate_id of dtype float32"),
+        ("num_gates_zero", lambda: NoisyTopK(4, 2, num_gates=0), ValueError, "num_gates=0"),
+        ("num_gates_text", lambda: NoisyTopK(4, 2, num_gates="2"), ValueError, "num_gates='2'"),
+        ("gate_id_missing", lambda: NoisyTopK(4, 2, num_gates=2)(zeros(2, 3)), ValueError, "gate_id=None"),
+        ("gate_id_unwanted", lambda: NoisyTopK(4, 2)(zeros(2, 3), gate_id=1), ValueError, "gate_id=1"),
         ("hierarchical_number", lambda: Hierarchical(16, (2, 2)), ValueError, "must be a pair.*num_experts=16"),
         ("hierarchical_text", lambda: Hierarchical("ab", (1, 1)), ValueError, "num_experts='ab'"),
         ("hierarchical_true", lambda: Hierarchical((True, 2), (1, 1)), ValueError, r"num_experts\[0\]=True"),
@@ -60,6 +81,12 @@ class GatesTest(BadInput):
         self.check(call, error, pattern)
 
     def test_another_width_than_built_for(self):
-        for gate in (NoisyTopK(4, 2), StrictlyBalanced(4, 2), Hierarchical((4, 2), (2, 1))):
+        for gate in (
+            NoisyTopK(4, 2),
+            StrictlyBalanced(4, 2),
+            BiasBalanced(4, 2),
+            Hash(4, 2),
+            Hierarchical((4, 2), (2, 1)),
+        ):
             gate(zeros(2, 3))
             self.check(lambda gate=gate: gate(zeros(2, 5)), ValueError, r"axis -1.* value 3.*\(2, 5\)")

@@ -68,6 +68,14 @@ class FewerTest(TestCase):
         self.assertEqual((small.experts.hidden_kernel.dtype, small.experts.hidden_kernel.shape[0]), ("int8", 2))
         self.assertAllClose(small(x), quantize_experts(prune_experts(plain, [0, 3]), "int8")(x), **CLOSE)
 
+    def test_prune_several_gates(self):
+        layer, x, kept = self.layer(gate=gates.NoisyTopK(5, 2, num_gates=3)), self.normal(20, 4), [1, 2, 4]
+        experts = [self.experts(layer)[e] for e in kept]
+        outputs = prune_experts(layer, kept)(x, gate_id=np.arange(20) % 3)
+        for n in range(3):
+            expected = mixture(x[n::3], layer.gate.kernel.numpy()[n][:, kept], experts, 2)
+            self.assertAllClose(outputs[n::3], expected, **CLOSE)
+
     def test_merge_by_hand(self):
         layer, x = self.layer(), self.normal(20, 4)
         loads, groups = np.array([3.0, 0, 1, 6, 0]), [[0, 3], [1, 4], [2]]

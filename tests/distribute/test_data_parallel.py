@@ -55,9 +55,12 @@ def build(**arguments):
 
 
 class MirroredTest(TestCase):
-    def setUp(self):
-        super().setUp()
-        self.strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        # One for all tests: a second one in a process numbers its exchanges from the start again, and TensorFlow takes
+        # them for the first one's, which had other shapes.
+        cls.strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
     def test_noise_differs_between_replicas(self):
         with self.strategy.scope():
@@ -89,6 +92,27 @@ class MirroredTest(TestCase):
             expected.append(plain.get_layer("moe").gate.kernel.numpy() - start)
         self.assertGreater(np.abs(moved).max(), 1e-4)
         self.assertAllClose(moved, np.mean(expected, axis=0), rtol=1e-4, atol=1e-6)
+
+    def test_a_balancing_bias_follows_the_load_of_all_replicas(self):
+        with self.strategy.scope():
+            layer = tf_moe.layers.SparseMoE(4, 8, k=2, gate="bias_balanced")
+            layer.build((None, 6))
+        expected = tf_moe.gates.BiasBalanced(4, 2)
+        expected.build((None, 6))
+        expected.set_weights(layer.gate.get_weights())
+        x = tf.constant(self.normal(16, 6))
+        halves = self.strategy.experimental_distribute_values_from_function(
+            lambda replica: x[8 * replica.replica_id_in_sync_group :][:8]
+        )
+        step = tf.function(lambda: self.strategy.run(lambda x: layer(x, training=True), [halves]))
+        for _ in range(3):
+            step()
+            expected(x, training=True)
+        self.assertGreater(np.abs(expected.bias).max(), 0)
+        copies = self.strategy.experimental_local_results(layer.gate.bias.value)
+        self.assertLen(copies, 2)
+        for copy in copies:
+            self.assertAllClose(copy, expected.bias, rtol=1e-6)
 
     def test_fit_evaluate_predict(self):
         with self.strategy.scope():

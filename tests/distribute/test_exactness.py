@@ -7,6 +7,7 @@ from absl.testing import parameterized
 
 from tests.base import TestCase
 from tests.mesh.helpers import MESHES, Program, strategy_on
+from tf_moe.gates import BiasBalanced, Hash
 from tf_moe.layers import SparseMoE
 
 D = 6
@@ -15,6 +16,11 @@ GATES = {
     "one_of_many": {"num_experts": 16, "k": 1},
     "hierarchical": {"num_experts": (4, 4), "k": (2, 2)},
     "strictly_balanced": {"num_experts": 8, "k": 2, "gate": "strictly_balanced"},
+}
+# What takes ids, and from 0 to below which number.
+WITH_IDS = {
+    "bias_balanced": (3, {"num_experts": 8, "k": 2}, BiasBalanced(8, 2, num_gates=3)),
+    "hash": (50, {"num_experts": 8, "k": 2}, Hash(8, 2)),
 }
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -34,20 +40,21 @@ class ExactnessTest(TestCase):
 
     @staticmethod
     def step_of(layer):
-        def step(x, mask):
+        def step(x, mask, *ids):
+            options = {"gate_id": ids[0]} if ids else {}
             with tf.GradientTape() as tape:
                 tape.watch(x)
-                y = layer(x, mask=mask, training=True)
+                y = layer(x, mask=mask, training=True, **options)
                 balance = tf.add_n(layer.losses)
                 loss = tf.reduce_mean(tf.sin(tf.where(tf.math.is_nan(y), 0.0, y))) + balance
             sources = [x, *(v.value for v in layer.trainable_variables)]
             gradients = tape.gradient(loss, sources, unconnected_gradients="zero")
-            return y, balance, layer(x, mask=mask), gradients
+            return y, balance, layer(x, mask=mask, **options), gradients
 
         return step
 
-    def check(self, mesh, shapes=((16, 2), (5, 2)), **arguments):
-        """On a batch that divides evenly, and one that does not."""
+    def check(self, mesh, shapes=((16, 2), (5, 2)), ids=None, **arguments):
+        """On a batch that divides evenly, and one that does not; with ids, one a sequence, below a number."""
         strategy = strategy_on(*mesh)
         one, many = self.pair(strategy, **arguments)
         program, expected_step = Program(strategy, self.step_of(many)), self.step_of(one)
@@ -56,10 +63,13 @@ class ExactnessTest(TestCase):
             x, mask = self.normal(*shape, D), self.rng.random(shape) < 0.7
             x[0, 0, 0], mask[0, 0] = np.nan, True  # a token that is to spoil nothing
             mask[-1, -1] = True  # or there may be none but that one
-            expected = tf.nest.flatten(expected_step(tf.constant(x), tf.constant(mask)))
-            for name, ours, want in zip(names, tf.nest.flatten(program(x, mask)), expected, strict=True):
+            batch = [x, mask] if ids is None else [x, mask, self.rng.integers(0, ids, shape[0])]
+            expected = tf.nest.flatten(expected_step(*map(tf.constant, batch)))
+            for name, ours, want in zip(names, tf.nest.flatten(program(*batch)), expected, strict=True):
                 self.assertAllClose(ours, want, msg=f"{name} {shape}", **CLOSE)
             self.assertGreater(np.abs(expected[-1]).max(), 0)  # there is something to compare
+        for name, ours, want in zip([v.path for v in one.weights], many.get_weights(), one.get_weights(), strict=True):
+            self.assertAllClose(ours, want, rtol=1e-6, msg=name)  # a gate may change its own in a step
         many_metrics, one_metrics = many.balance_metrics, one.balance_metrics
         for name, metric in one_metrics.items():
             self.assertAllClose(many_metrics[name].result(), metric.result(), msg=name, **CLOSE)
@@ -67,6 +77,12 @@ class ExactnessTest(TestCase):
     @parameterized.named_parameters(GATES.items())
     def test_two_devices(self, arguments):
         self.check((2, 1), **arguments)
+
+    @parameterized.named_parameters((name, *values) for name, values in WITH_IDS.items())
+    def test_gates_with_ids(self, ids, arguments, gate):
+        # Its config: an object would be the gate of both layers.
+        gate = keras.saving.serialize_keras_object(gate)
+        self.check((2, 1), shapes=((16, 2),), ids=ids, gate=gate, **arguments)
 
     @parameterized.named_parameters(
         ("1", MESHES["1"], "noisy_top_k"),

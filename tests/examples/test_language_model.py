@@ -63,6 +63,7 @@ class LanguageModelExampleTest(TestCase):
         ("dropout", ["--dropout", "1.5"], "1.5"),
         ("gate", ["--gate", "top_k"], "top_k"),
         ("gate_not_causal", ["--gate", "expert_choice"], "invalid choice: 'expert_choice'"),
+        ("gate_of_ids", ["--gate", "hash"], "invalid choice: 'hash'"),
         ("gate_k", ["--gate", "switch"], "k must be 1"),
     )
     def test_mistakes_get_a_message_and_no_traceback(self, arguments, received):

@@ -23,6 +23,8 @@ OBJECTS = (
     lambda: SparseMoE((2, 2), 3, k=(1, 1), kernel_regularizer="l2", kernel_constraint="unit_norm", use_bias=True),
     lambda: SparseMoE(4, 3, k=2, gate=tf_moe.gates.StrictlyBalanced(4, 2)),
     lambda: SparseMoE(4, 3, k=1, gate=tf_moe.gates.Switch(4, z_loss_weight=0.1)),
+    lambda: SparseMoE(4, 3, k=2, gate=tf_moe.gates.BiasBalanced(4, 2, num_gates=2)),
+    lambda: SparseMoE(4, 3, k=2, gate=tf_moe.gates.Hash(4, 2)),
     lambda: SparseMoE(2, k=2, expert=lambda: keras.layers.Dense(3, "tanh")),
     lambda: LSTM(3, projection=2),
     lambda: SampledSoftmax(20, 5),
@@ -74,7 +76,8 @@ def use(thing):
     if isinstance(thing, SampledSoftmax):
         thing.build((None, 3))
     elif isinstance(thing, keras.layers.Layer):
-        thing(np.ones((2, 3, 3), "float32"))
+        options = {"gate_id": [0, 1]} if getattr(getattr(thing, "gate", None), "takes_gate_id", False) else {}
+        thing(np.ones((2, 3, 3), "float32"), **options)
     elif isinstance(thing, keras.optimizers.Optimizer):
         thing.apply([tf.ones([2, 3])], [keras.Variable(np.ones((2, 3)))])
 

@@ -13,6 +13,7 @@ from tests.dispatch.reference import fill_buffers
 from tests.fuzz.base import examples
 from tests.references import softmax
 from tf_moe.gates import ExpertChoice, Sinkhorn, Switch
+from tf_moe.gates.hash import assignments
 from tf_moe.layers import SparseMoE
 
 # Of the numbers that a layer computes with, the distance of 1 from the next, in the half precisions that of products.
@@ -21,7 +22,9 @@ ROUNDING = {"float32": 2e-6, "float64": 2e-6, "mixed_bfloat16": 2e-2, "mixed_flo
 SCALES = [0.0, 1e-40, 1e-30, 1e-4, 1.0, 1e4, 1e30]
 
 KINDS = ("kernel", "bias")
-ONE_LEVEL = ("noisy_top_k", "strictly_balanced", "switch", "dense_softmax", "expert_choice", "sinkhorn")
+ONE_LEVEL = (
+    "noisy_top_k", "strictly_balanced", "switch", "dense_softmax", "expert_choice", "sinkhorn", "bias_balanced", "hash",
+)  # fmt: skip
 ODD = st.sampled_from([0, -1, 12, 2.0, "2", None, True, (2,), (1, 2, 3), [2, 2], float("nan"), np.int64(2)])
 
 
@@ -187,6 +190,33 @@ class Reference:
             sure = (np.abs(above) > slack) & (scores > 1e-6) & self.mask[:, None]
             self.test.assertAllEqual(chosen[sure], above[sure] > 0)
 
+    def check_bias_balanced(self, routing):
+        """Every token has the experts with the highest score and bias, with weights that are their scores' shares."""
+        weights, kernel, k = routing.gates.numpy(), self.weights["gate/kernel"], self.layer.k
+        self.test.assertFalse(weights[~self.mask].any())
+        for t in np.flatnonzero(self.mask):
+            logits, slack = self._logits(t, kernel, None, None)
+            if slack > 0.01 or np.abs(logits).max() > 50:
+                continue
+            scores, chosen = 1 / (1 + np.exp(-logits)), np.argsort(-weights[t], kind="stable")[:k]
+            self.test.assertEqual(np.count_nonzero(weights[t]), k)
+            biased, slack = scores + self.weights["gate/bias"], slack + 1e-6
+            self.test.assertGreaterEqual(
+                biased[chosen].min(), np.delete(biased, chosen).max(initial=-np.inf) - 2 * slack
+            )
+            expected = scores[chosen] / scores[chosen].sum() if k > 1 else scores[chosen]
+            self.test.assertAllClose(weights[t][chosen], expected, rtol=1e-4 + 4 * slack, atol=1e-5)
+
+    def check_hash(self, routing, ids):
+        """Every token has k different experts with equal weights; those of its id, where there are ids."""
+        index, gates = routing.expert_index.numpy(), routing.gates.numpy()
+        if ids is not None:
+            self.test.assertAllEqual(index, assignments(self.experts, self.k, 0)[ids % self.layer.gate.period])
+        expected = np.zeros_like(gates)
+        np.put_along_axis(expected, index, 1 / self.k, axis=1)
+        self.test.assertAllClose(gates, expected * self.mask[:, None])
+        self.test.assertAllEqual(np.count_nonzero(expected, axis=1), np.full(len(index), self.k))
+
     def output(self, routing):
         """The gated sum of experts, and the size of what was added up for it, both (T, D)."""
         index, weights = routing.expert_index.numpy(), routing.combine_weights.numpy()
@@ -277,12 +307,16 @@ class SparseMoETest(TestCase):
         layer.set_weights([rng.standard_normal(w.shape) for w in layer.get_weights()])
         layer.gate.set_weights([kernel * w for w in layer.gate.get_weights()])
         drawn = fix_noise(layer.gate, rng)
+        layer.gate.bias_rate = 0.0  # or the routing below would be another than that of the step
         inputs = tf.reshape(x, [*shape, width])
+        options = {}
+        if arguments["gate"] == "hash" and rng.random() < 0.7:
+            options["gate_id"] = rng.integers(-(2**62), 2**62, shape)
 
         def compute(inputs):
             with tf.GradientTape() as tape:
                 tape.watch(inputs)
-                y = layer(inputs, mask=mask, training=training)
+                y = layer(inputs, mask=mask, training=training, **options)
                 losses = list(layer.losses)
                 loss = tf.reduce_sum(tf.cast(y, tf.float32)) + sum(losses, 0.0)
             return y, losses, tape.gradient(loss, [inputs, *(v.value for v in layer.trainable_variables)])
@@ -298,11 +332,15 @@ class SparseMoETest(TestCase):
         if training and arguments["expert_dropout"]:
             return  # what was dropped is known to nobody
         drawn.clear()
-        routing = layer.route(inputs, mask=mask, training=training)
+        routing = layer.route(inputs, mask=mask, training=training, **options)
         counted = np.ones(tokens, bool) if mask is None else mask.ravel()
         reference = Reference(self, layer, tf.cast(x, tf.float64).numpy(), counted)
         if arguments["gate"] in ("strictly_balanced", "expert_choice"):
             reference.check_balanced(routing, training)
+        elif arguments["gate"] == "hash":
+            reference.check_hash(routing, np.ravel(options["gate_id"]) if options else None)
+        elif arguments["gate"] == "bias_balanced":
+            reference.check_bias_balanced(routing)
         else:
             reference.check_routing(routing, drawn[0].numpy() if drawn else None, training)
         expected, size = reference.output(routing)

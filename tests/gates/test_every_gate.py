@@ -14,10 +14,13 @@ from tests.base import TestCase
 from tests.gates.helpers import dense, fix_noise, random_weights
 from tests.mesh.helpers import Program, strategy_on
 from tf_moe import gates
+from tf_moe.gates.hash import assignments
 from tf_moe.layers import SparseMoE
 from tf_moe.losses import cv_squared
+from tf_moe.ops.ties import code_tokens
 
-T, D = 12, 3
+T, D, G = 12, 3, 3
+BIAS = np.array([0.3, 0.0, -0.2, 0.1])  # of BiasBalanced
 
 
 class Case(NamedTuple):
@@ -43,6 +46,10 @@ class Case(NamedTuple):
     @property
     def total(self):
         return int(np.prod(self.num_experts))
+
+    def with_z_loss(self, weight=0.1):
+        """The options, and a z-loss where the gate has one."""
+        return {**self.options, **({"z_loss_weight": weight} if self.logits else {})}
 
 
 def scores(x, w):
@@ -102,6 +109,18 @@ def sinkhorn(x, w, noises, training):
     return chosen / (1 + np.exp(-logits))
 
 
+def bias_balanced(x, w, noises, training):
+    return references.bias_balanced(x, w["kernel"], BIAS, 2)
+
+
+def hashed(x, w, noises, training):
+    """By the content of the tokens; by ids in `test_hash.py`."""
+    table = assignments(4, 2, seed=3)
+    values = np.zeros((len(x), 4))
+    np.put_along_axis(values, table[code_tokens(tf.constant(x, tf.float32)) % len(table)], 0.5, axis=1)
+    return values
+
+
 CASES = {
     "noisy_top_k": Case(noisy_top_k, noises=((T, 4),), options={"noise_kernel_initializer": "ones"}),
     "hierarchical": Case(hierarchical, (3, 4), (2, 2), ((T, 3), (2 * T, 4)), logits_of_levels),
@@ -110,9 +129,15 @@ CASES = {
     "dense_softmax": Case(dense_softmax, k=None, options={"kernel_initializer": "ones"}),
     "expert_choice": Case(expert_choice),
     "sinkhorn": Case(sinkhorn, options={"iterations": 4}),
+    "bias_balanced": Case(bias_balanced, options={"bias_rate": 0.0}),  # or no call would be like the one before
+    "hash": Case(hashed, logits=None),
 }
+SEVERAL = [name for name in CASES if gates.GATES[name].can_be_several]
+# What is compiled, with a number of gates: several of those that choose by group, and over the batch, stand for all.
+FORMS = [*((name, None) for name in CASES), ("hierarchical", G), ("expert_choice", G)]
 every_gate = parameterized.named_parameters((name, name) for name in CASES)
 with_logits = parameterized.named_parameters((name, name) for name, case in CASES.items() if case.logits)
+that_can_be_several = parameterized.named_parameters((name, name) for name in SEVERAL)
 
 
 class EveryGateTest(TestCase):
@@ -123,6 +148,8 @@ class EveryGateTest(TestCase):
         random_weights(gate, D, self.rng)
         if name == "strictly_balanced":
             gate.thresholds.assign([0.01, *self.rng.uniform(0.5, 1.5, 3)])  # the first lets too many pass, and learns
+        if name == "bias_balanced":
+            gate.bias.assign(BIAS)
         if noises:
             fix_noise(gate, *noises)
         return gate
@@ -136,6 +163,18 @@ class EveryGateTest(TestCase):
 
     def test_none_is_without_a_case(self):
         self.assertEqual(set(CASES), set(gates.GATES))
+
+    @every_gate
+    def test_by_name_in_the_layer(self, name):
+        """It has the losses that the gate needs, unless it is given others."""
+        case, kind = CASES[name], gates.GATES[name]
+        layer = SparseMoE(case.num_experts, 5, k=case.k, gate=name, seed=7)
+        self.assertIs(type(layer.gate), kind)
+        self.assertEqual((layer.k, layer.gate.seed), (case.total if name == "dense_softmax" else case.k, 7))
+        weight = 0.1 if name in ("noisy_top_k", "hierarchical", "strictly_balanced") else 0.0
+        self.assertEqual((layer.importance_weight, layer.load_weight), (weight, weight))
+        layer = SparseMoE(case.num_experts, 5, k=case.k, gate=name, importance_weight=0.3, load_weight=0)
+        self.assertEqual((layer.importance_weight, layer.load_weight), (0.3, 0.0))
 
     @every_gate
     def test_values_and_gradients(self, name):
@@ -168,8 +207,8 @@ class EveryGateTest(TestCase):
     @every_gate
     def test_masked_tokens_count_nowhere(self, name):
         """They hold NaN, and all is as with the others alone: values, statistics, losses and gradients."""
-        case, options = CASES[name], {"z_loss_weight": 0.1} if CASES[name].logits else {}
-        gate = self.gate(name, **options)
+        case = CASES[name]
+        gate = self.gate(name, **case.with_z_loss())
         x, mask, noises = self.normal(T, D), np.arange(T) % 3 > 0, self.noises(name)
         x[~mask] = np.nan
         each = [len(noise) // T for noise in noises]  # rows of a token
@@ -216,7 +255,7 @@ class EveryGateTest(TestCase):
     @every_gate
     def test_config_has_every_argument(self, name):
         case = CASES[name]
-        options = {**case.options, **({"z_loss_weight": 0.25} if case.logits else {})}
+        options = {**case.with_z_loss(0.25), **({"num_gates": 2} if name in SEVERAL else {})}
         gate = gates.get(name, case.num_experts, case.k, seed=3, **options)
         again = gates.get(keras.saving.serialize_keras_object(gate), gate.num_experts, gate.k)
         self.assertIs(type(again), gates.GATES[name])
@@ -235,8 +274,8 @@ class EveryGateTest(TestCase):
     def test_in_the_layer_both_dispatchers_agree(self, name):
         """With each other, and with the gated sum of all experts."""
         case, x, mask = CASES[name], self.normal(T, D), tf.constant(np.arange(T) % 4 > 0)
-        layer = SparseMoE(case.num_experts, 5, k=case.k, gate=name)
-        self.assertEqual(layer.k, case.total if name == "dense_softmax" else case.k)
+        gate = gates.get(name, case.num_experts, case.k, **case.options)
+        layer = SparseMoE(case.num_experts, 5, k=case.k, gate=gate)
         layer.build((None, D))
         layer.set_weights([self.normal(*w.shape) for w in layer.get_weights()])
         other = SparseMoE.from_config({**layer.get_config(), "capacity_factor": 100.0, "name": "other"})
@@ -274,44 +313,69 @@ class EveryGateTest(TestCase):
             self.assertAllClose(routing.load, gate(x).load)
         self.assertEqual(call.experimental_get_tracing_count(), 1)
 
+    @that_can_be_several
+    def test_several_are_one_whose_kernels_depend_on_the_token(self, name):
+        """All is as with one gate over all tokens, each in the place of its own; those of unknown ids are masked."""
+        case, noises = CASES[name], self.noises(name)
+        gate = self.gate(name, noises, num_gates=G, **case.with_z_loss())
+        one = gates.get(name, case.num_experts, case.k, **case.with_z_loss())
+        one.build((None, G * D))
+        one.set_weights([as_one(w, w.value) for w in gate.weights])
+        if noises:
+            fix_noise(one, *([np.tile(n, (1, G)) for n in noises] if name == "switch" else noises))  # of features
+        x, mask, ids = self.normal(T, D), self.rng.random(T) < 0.8, self.rng.integers(-1, G + 1, T)
+        ids[0], mask[0] = 0, True
+        known = (ids >= 0) & (ids < G)
+        wide = (np.eye(G)[np.clip(ids, 0, G - 1)][:, :, None] * x[:, None]).reshape(T, G * D).astype("float32")
+        x[~mask] = np.nan
+        over_gates = self.normal(T, case.total)
+
+        def compute(gate, x, training, **arguments):
+            with tf.GradientTape() as tape:
+                routing = gate(x, training=training, **arguments)
+                y = tf.reduce_sum(over_gates * dense(routing, case.total)) + routing.loss
+                y += cv_squared(routing.importance) + cv_squared(routing.load)
+            return routing, tape.gradient(y, sources(gate), unconnected_gradients="zero")
+
+        for training in (False, True):
+            ours, slopes = compute(gate, x, training, mask=mask, gate_id=ids)
+            expected, wanted = compute(one, wide, training, mask=mask & known)
+            self.assertAllClose(dense(ours, case.total), dense(expected, case.total), rtol=1e-4, atol=1e-5)
+            for part in ("importance", "load", "loss"):
+                self.assertAllClose(getattr(ours, part), getattr(expected, part), rtol=1e-4, atol=1e-5, msg=part)
+            for weight, slope, want in zip(gate.trainable_variables, slopes, wanted, strict=True):
+                self.assertAllClose(as_one(weight, slope), want, rtol=1e-3, atol=1e-4, msg=weight.name)
+
     def test_under_xla(self):
         """All in one program: compiling takes its time."""
-        x, mask = self.normal(T, D), tf.constant(np.arange(T) % 3 > 0)
-        options = {name: {"z_loss_weight": 0.1} if case.logits else {} for name, case in CASES.items()}
-        built = {name: self.gate(name, self.noises(name), **options[name]) for name in CASES}
-
-        def step(x, mask):
-            return {name: statistics(gate, CASES[name].total, x, mask) for name, gate in built.items()}
-
-        compiled, plain = tf.function(step, jit_compile=True)(x, mask), step(tf.constant(x), mask)
-        for name in built:
-            for ours, expected in zip(*map(tf.nest.flatten, (compiled[name], plain[name])), strict=True):
-                self.assertAllClose(ours, expected, rtol=1e-3, atol=1e-4, msg=name)
+        x, mask, ids = self.normal(T, D), tf.constant(np.arange(T) % 3 > 0), self.rng.integers(-1, G, T)
+        built = [
+            self.gate(name, self.noises(name), num_gates=number, **CASES[name].with_z_loss()) for name, number in FORMS
+        ]
+        compiled = tf.function(step_of(built), jit_compile=True)(x, mask, ids)
+        self.assert_close(compiled, step_of(built)(tf.constant(x), mask, tf.constant(ids)))
 
     def test_on_a_mesh(self):
         """Two devices have the numbers of one. What the layer makes of them there is in `distribute`."""
         tokens, strategy = 16, strategy_on(2)
-        x, mask = self.normal(tokens, D), np.arange(tokens) % 3 > 0
-        one, many = {}, {}
-        for name, case in CASES.items():
-            options = {**case.options, **({"z_loss_weight": 0.1} if case.logits else {})}
-            one[name] = random_weights(gates.get(name, case.num_experts, case.k, 3, **options), D, self.rng)
+        x, mask, ids = self.normal(tokens, D), np.arange(tokens) % 3 > 0, self.rng.integers(-1, G, tokens)
+        one, many = [], []
+        for name, number in FORMS:
+            case = CASES[name]
+            options = {"num_gates": number, **case.with_z_loss()}
+            one.append(random_weights(gates.get(name, case.num_experts, case.k, 3, **options), D, self.rng))
             with strategy.scope():
-                many[name] = gates.get(name, case.num_experts, case.k, 3, **options)
-                many[name].build((None, D))
-            many[name].set_weights(one[name].get_weights())
+                many.append(gates.get(name, case.num_experts, case.k, 3, **options))
+                many[-1].build((None, D))
+            many[-1].set_weights(one[-1].get_weights())
+        found = Program(strategy, step_of(many))(x, mask, ids)
+        self.assert_close(found, step_of(one)(tf.constant(x), tf.constant(mask), tf.constant(ids)))
 
-        def step_of(built):
-            def step(x, mask):
-                return {name: statistics(gate, CASES[name].total, x, mask) for name, gate in built.items()}
-
-            return step
-
-        found = Program(strategy, step_of(many))(x, mask)
-        expected = step_of(one)(tf.constant(x), tf.constant(mask))
-        for name in CASES:
-            for ours, want in zip(*map(tf.nest.flatten, (found[name], expected[name])), strict=True):
-                self.assertAllClose(ours, want, rtol=1e-3, atol=1e-4, msg=name)
+    def assert_close(self, found, expected):
+        """That both are what `step_of` gates computes."""
+        for form, *both in zip(FORMS, found, expected, strict=True):
+            for ours, want in zip(*map(tf.nest.flatten, both), strict=True):
+                self.assertAllClose(ours, want, rtol=1e-3, atol=1e-4, msg=form)
 
 
 def sources(gate):
@@ -319,12 +383,31 @@ def sources(gate):
     return [w.value for w in gate.trainable_variables]
 
 
-def statistics(gate, num_experts, x, mask):
-    """All that a gate decides, in training and at evaluation, and gradients."""
+def as_one(weight, value):
+    """The same weight of one gate for tokens of width G * D, where the features of gate g are the g-th of G blocks."""
+    if weight.name.startswith("group_"):  # (G a, D, b) -> (a, G D, b)
+        groups, per_group = weight.shape[0] // G, weight.shape[2]
+        value = tf.transpose(tf.reshape(value, [G, groups, D, per_group]), [1, 0, 2, 3])
+        return tf.reshape(value, [groups, G * D, per_group])
+    return tf.reshape(value, [G * D, -1]) if "kernel" in weight.name else value
+
+
+def step_of(built):
+    """What gates of these forms decide, as one function."""
+
+    def step(x, mask, ids):
+        return [statistics(gate, CASES[name].total, x, mask, ids) for (name, _), gate in zip(FORMS, built, strict=True)]
+
+    return step
+
+
+def statistics(gate, num_experts, x, mask, ids):
+    """All that a gate decides, in training and at evaluation, and gradients; with ids where it takes them."""
+    options = {"gate_id": ids} if gate.takes_gate_id else {}
     with tf.GradientTape() as tape:
-        routing = gate(x, mask=mask, training=True)
+        routing = gate(x, mask=mask, training=True, **options)
         matrix = dense(routing, num_experts)
         loss = cv_squared(routing.importance) + cv_squared(routing.load) + routing.loss + tf.reduce_sum(matrix**2)
     slopes = tape.gradient(loss, sources(gate), unconnected_gradients="zero")
-    evaluated = gate(x, mask=mask)
+    evaluated = gate(x, mask=mask, **options)
     return matrix, loss, routing.load, slopes, dense(evaluated, num_experts), evaluated.load

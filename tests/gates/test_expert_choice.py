@@ -48,7 +48,7 @@ class ExpertChoiceTest(TestCase):
 
     def test_a_capacity_of_1_drops_nothing(self):
         for tokens, k in ((16, 1), (10, 2), (3, 1)):
-            layer = SparseMoE(4, 3, k=k, gate="expert_choice", capacity_factor=1.0, importance_weight=0.0)
+            layer = SparseMoE(4, 3, k=k, gate="expert_choice", capacity_factor=1.0)
             x = self.normal(tokens, 5)
             y = layer(x, training=True)
             self.assertEqual(float(layer.balance_metrics["dropped_fraction"].result()), 0.0)

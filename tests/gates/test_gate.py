@@ -3,7 +3,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.base import TestCase
-from tf_moe.gates import Gate, Hierarchical, NoisyTopK, StrictlyBalanced
+from tf_moe.gates import Gate, Hash, NoisyTopK
 from tf_moe.gates.gate import check_choice, mask_rows
 
 
@@ -28,19 +28,22 @@ class GateTest(TestCase):
         config = NoisyTopK(4, 2, name="mine", trainable=False).get_config()
         self.assertEqual((config["name"], config["trainable"]), ("mine", False))
 
-    def test_a_mask_is_no_reason_to_warn(self):
-        # Warnings are errors here. Keras warns where a layer that takes a mask does not say that it supports masking.
-        mask = tf.constant([True, False, True])
-        for gate in (NoisyTopK(4, 2), Hierarchical((2, 2), (1, 1)), StrictlyBalanced(4, 2)):
-            with self.subTest(type(gate).__name__):
-                routing = gate(self.normal(3, 5), mask=mask)
-                self.assertAllEqual(tf.reduce_any(routing.combine_weights > 0, axis=1), [True, False, True])
-
     def test_a_mask_that_comes_with_the_inputs_is_used(self):
         embedding = keras.layers.Embedding(10, 5, mask_zero=True)
         tokens = embedding(np.array([3, 0, 7]))
-        routing = NoisyTopK(4, 2)(tokens)
-        self.assertAllEqual(tf.reduce_any(routing.combine_weights > 0, axis=1), [True, False, True])
+        for routing in (NoisyTopK(4, 2)(tokens), NoisyTopK(4, 2, num_gates=2)(tokens, gate_id=[1, 0, 1])):
+            self.assertAllEqual(tf.reduce_any(routing.combine_weights > 0, axis=1), [True, False, True])
+
+    def test_ids_are_wanted_or_not(self):
+        x = self.normal(2, 3)
+        for call, pattern in (
+            (lambda: NoisyTopK(4, 2, num_gates=3)(x), "num_gates=3 must be told.*gate_id=None"),
+            (lambda: NoisyTopK(4, 2)(x, gate_id=[0, 1]), r"NoisyTopK takes no gate_id. Received: gate_id=\[0, 1\]"),
+            (lambda: Hash(4, 2)(x, gate_id=[0, 1, 2]), r"gate_id \(3,\), inputs \(2, 3\)"),
+            (lambda: Hash(4, 2)(x, gate_id=0.5), "dtype float32"),
+        ):
+            with self.assertRaisesRegex(ValueError, pattern):
+                call()
 
 
 class CheckChoiceTest(TestCase):

@@ -82,12 +82,12 @@ class SwitchTest(TestCase):
             self.assertAllInRange(load, 0.5 * 512, 1.5 * 512)
 
     def test_the_papers_loss_alone_in_the_layer(self):
-        """As its documentation shows; the layer's own losses come on top where they are not set to 0."""
+        """The layer's own losses come on top where it is given weights for them."""
         x = self.normal(30, 4)
-        alone = SparseMoE(4, 3, k=1, gate="switch", importance_weight=0.0, load_weight=0.0)
+        alone = SparseMoE(4, 3, k=1, gate="switch")
         alone(x, training=True)
         self.assertAllClose(alone.losses, [0.01])  # untrained, every P_i is 1 / E
-        both = SparseMoE(4, 3, k=1, gate="switch")
+        both = SparseMoE(4, 3, k=1, gate="switch", importance_weight=0.1)
         both(x, training=True)
         self.assertGreater(float(both.losses[0]), 0.0101)
 

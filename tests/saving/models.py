@@ -35,12 +35,25 @@ def more_gates() -> keras.Model:
     noisy = tf_moe.gates.NoisyTopK(4, 2, seed=5, z_loss_weight=0.01, normalize="all")
     return branches(
         keras.optimizers.Adam(0.1),
-        switch=moe("switch", k=1, gate=switch, capacity_factor=2.0, importance_weight=0.0, load_weight=0.0),
+        switch=moe("switch", k=1, gate=switch, capacity_factor=2.0, load_weight=0.2),
         switch_by_name=moe("switch_by_name", k=None, gate="switch", capacity_factor=2.0),
         dense_softmax=moe("dense_softmax", k=None, gate="dense_softmax", capacity_factor=1.0),
         expert_choice=moe("expert_choice", gate="expert_choice", capacity_factor=1.0),
         sinkhorn=moe("sinkhorn", gate=tf_moe.gates.Sinkhorn(4, 2, iterations=3), capacity_factor=2.0),
         normalize=moe("normalize", gate=noisy, capacity_factor=2.0),
+    )
+
+
+def gates_by_id_and_bias() -> keras.Model:
+    """Gates that go by ids, here the words', and the one that has a bias; Adam."""
+    noisy = tf_moe.gates.NoisyTopK(4, 2, "glorot_uniform", seed=3, num_gates=VOCABULARY)
+    levels = tf_moe.gates.Hierarchical((2, 2), (2, 1), "glorot_uniform", seed=4, num_gates=VOCABULARY + 1)
+    return branches(
+        keras.optimizers.Adam(0.1),
+        bias=moe("bias", gate="bias_balanced", capacity_factor=2.0),
+        hash=moe("hash", gate="hash", capacity_factor=2.0, seed=5),
+        several=moe("several", gate=noisy),
+        several_levels=moe("several_levels", gate=levels, **TWO_LEVELS),
     )
 
 
@@ -110,7 +123,17 @@ def translator() -> keras.Model:
 
 MODELS = {
     f.__name__: f
-    for f in (gates, more_gates, experts, policies, policies_hierarchical, sampled_softmax, language_model, translator)
+    for f in (
+        gates,
+        more_gates,
+        gates_by_id_and_bias,
+        experts,
+        policies,
+        policies_hierarchical,
+        sampled_softmax,
+        language_model,
+        translator,
+    )
 }
 
 
@@ -138,7 +161,8 @@ def branches(optimizer: keras.optimizers.Optimizer, **layers) -> keras.Model:
     for name, chain in layers.items():
         outputs[name] = x
         for layer in chain if isinstance(chain, list) else [chain]:
-            outputs[name] = layer(outputs[name])
+            by_id = isinstance(layer, SparseMoE) and layer.gate.takes_gate_id
+            outputs[name] = layer(outputs[name], gate_id=ids) if by_id else layer(outputs[name])
     model = keras.Model(ids, outputs)
     model.compile(optimizer, "mse")
     return model

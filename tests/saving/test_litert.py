@@ -39,6 +39,8 @@ class LiteRTTest(TestCase):
             "balanced": {"gate": "strictly_balanced", "output_activation": "sigmoid"},
             "expert_choice": {"gate": "expert_choice"},
             "sinkhorn": {"gate": "sinkhorn"},
+            "biased": {"gate": "bias_balanced"},
+            "hash": {"gate": "hash"},
             "by_weight": {"drop_by": "weight", "capacity_factor": 0.7},
             "layers": {"expert": lambda: keras.layers.Dense(WIDTH, "tanh")},
             "untrained": {},

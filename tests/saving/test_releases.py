@@ -31,5 +31,14 @@ class ReleasesTest(TestCase):
         self.assertGreater(len(moved), len(after) / 2)
 
     def test_none_is_lost(self):
-        first = ("experts", "gates", "language_model", "policies", "policies_hierarchical", "sampled_softmax")
-        self.assertContainsSubset({f"release_0_1_{name}" for name in (*first, "more_gates")}, set(FILES))
+        first = (
+            "experts",
+            "gates",
+            "gates_by_id_and_bias",
+            "language_model",
+            "more_gates",
+            "policies",
+            "policies_hierarchical",
+            "sampled_softmax",
+        )
+        self.assertContainsSubset({f"release_0_1_{name}" for name in first}, set(FILES))

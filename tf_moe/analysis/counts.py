@@ -73,12 +73,12 @@ def _count_layer(layer: keras.layers.Layer) -> Counts:
 
 def _count_moe(layer: SparseMoE) -> Counts:
     experts, gate = _size_of_matrices(layer.experts), _size_of_matrices(layer.gate)
-    used_gate = gate
+    used_gate = gate // (layer.gate.num_gates or 1)  # a token has one of several
     if isinstance(layer.num_experts, tuple):
         # The first level's gate is used whole, of the second level's only the chosen groups'.
         groups, per_group = layer.num_experts
-        first = gate * groups // (groups + groups * per_group)
-        used_gate = first + (gate - first) * layer.k[0] // groups
+        first = used_gate * groups // (groups + groups * per_group)
+        used_gate = first + (used_gate - first) * layer.k[0] // groups
     for_all = _size_of_matrices(layer.shared_expert) if layer.shared_expert else 0
     return Counts(experts + gate + for_all, experts * layer.total_k // layer.total_experts + used_gate + for_all)
 

@@ -171,7 +171,7 @@ def _smaller(layer: SparseMoE, groups: list[list[int]], loads: np.ndarray) -> Sp
     if layer.expert is not None:  # which are pruned only
         config["expert"] = [config["expert"][e] for (e,) in groups]
     new = SparseMoE.from_config(config)
-    new.build((None, layer.gate.kernel.shape[0]))
+    new.build((None, layer.gate.kernel.shape[-2]))
     for old, variable in zip(layer.gate.weights, new.gate.weights, strict=True):
         variable.assign(_mean(keras.ops.convert_to_numpy(old).T, groups, loads).T)
     if layer.expert is not None:

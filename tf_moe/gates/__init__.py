@@ -2,9 +2,11 @@
 
 import keras
 
+from tf_moe.gates.bias_balanced import BiasBalanced
 from tf_moe.gates.dense_softmax import DenseSoftmax
 from tf_moe.gates.expert_choice import ExpertChoice
 from tf_moe.gates.gate import Gate, plain
+from tf_moe.gates.hash import Hash
 from tf_moe.gates.hierarchical import Hierarchical
 from tf_moe.gates.noisy_top_k import NoisyTopK
 from tf_moe.gates.routing import Routing
@@ -20,6 +22,8 @@ GATES = {
     "dense_softmax": DenseSoftmax,
     "expert_choice": ExpertChoice,
     "sinkhorn": Sinkhorn,
+    "bias_balanced": BiasBalanced,
+    "hash": Hash,
 }
 """The gates by the names that `SparseMoE` and `get` know them by.
 
@@ -80,9 +84,11 @@ def get(identifier, num_experts, k, seed: int | None = None, **options) -> Gate:
 
 __all__ = [
     "GATES",
+    "BiasBalanced",
     "DenseSoftmax",
     "ExpertChoice",
     "Gate",
+    "Hash",
     "Hierarchical",
     "NoisyTopK",
     "Routing",

@@ -16,8 +16,8 @@ class DenseSoftmax(LinearGate):
     """Dense softmax gating: `G(x) = softmax(x W_g)`, and nothing is left out.
 
     The classical mixture of experts, E times the arithmetic of one: for comparison with the sparse gates. The load is
-    the same for all experts; of the losses of `SparseMoE` the importance loss alone does something, and a control
-    without it has `importance_weight=0.0`.
+    the same for all experts, and a `SparseMoE` with this gate has no balance losses unless it is given weights for
+    them. With `num_gates` it is the multi-gate mixture of experts of Ma et al. (2018).
 
     Weights: `kernel` W_g, `(D, E)`.
 
@@ -27,20 +27,22 @@ class DenseSoftmax(LinearGate):
         kernel_initializer: Initializer of W_g. Default "zeros", when all experts weigh the same.
         seed: Not used, since nothing is drawn; there as in the other gates.
         z_loss_weight: Weight of the router z-loss, `tf_moe.losses.z_loss`. Default 0.0.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        **kwargs: `num_gates`, see `Gate`, and arguments of `keras.layers.Layer`.
 
     Raises:
         ValueError: If k is neither `num_experts` nor None, or another argument is out of range.
 
     Example:
 
-    >>> layer = tf_moe.layers.SparseMoE(8, 32, k=None, gate="dense_softmax", importance_weight=0.0)
+    >>> layer = tf_moe.layers.SparseMoE(8, 32, k=None, gate="dense_softmax")
     >>> layer.k
     8
 
     Reference: section 2.1 of Shazeer et al. (2017), "softmax gating", after Jordan and Jacobs (1994), Hierarchical
     mixtures of experts and the EM algorithm.
     """
+
+    balance_weight = 0.0
 
     def __init__(
         self,
@@ -55,8 +57,8 @@ class DenseSoftmax(LinearGate):
         k = check_fixed(k, num_experts, "a dense gate sends every token to every expert")
         super().__init__(num_experts, k, kernel_initializer, seed, z_loss_weight, **kwargs)
 
-    def call(self, inputs, mask=None, training=False) -> Routing:
-        logits = self.logits(inputs)
+    def call(self, inputs, mask=None, training=False, gate_id=None) -> Routing:
+        logits = self.logits(inputs, gate_id)
         index, weights = every_choice(mask_rows(tf.nn.softmax(logits, axis=-1), mask))
         load = tf.reduce_sum(tf.cast(tf.stop_gradient(weights) > 0, tf.float32), axis=0)
         loss = self.weighted_z_loss(logits, mask, training)

@@ -19,9 +19,9 @@ class ExpertChoice(LinearGate):
     ```
 
     m is rounded, and at least 1. So all experts receive the same number of tokens, and k is the mean number of experts
-    that a token meets; one token may meet more, or none, and then its output is zero. No balance loss is needed: pass
-    `SparseMoE` `importance_weight=0.0`. A `capacity_factor` of 1.0 drops nothing on one device; on a mesh, where a
-    capacity is for each device's tokens, it may.
+    that a token meets; one token may meet more, or none, and then its output is zero. No balance loss is needed, and a
+    `SparseMoE` with this gate has none unless it is given weights for them. A `capacity_factor` of 1.0 drops nothing on
+    one device; on a mesh, where a capacity is for each device's tokens, it may.
 
     **A token's answer depends on the rest of the batch, at evaluation too**: on the other sequences, on how many there
     are, and within a sequence on the tokens that come after it. A language model is therefore not causal with this
@@ -37,7 +37,8 @@ class ExpertChoice(LinearGate):
         kernel_initializer: Initializer of W_g. Default "zeros".
         seed: Not used, since nothing is drawn; there as in the other gates.
         z_loss_weight: Weight of the router z-loss, `tf_moe.losses.z_loss`. Default 0.0.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        **kwargs: `num_gates`, see `Gate`, and arguments of `keras.layers.Layer`. Experts choose among the tokens of all
+            gates.
 
     Raises:
         ValueError: If not 1 <= k <= num_experts.
@@ -51,8 +52,10 @@ class ExpertChoice(LinearGate):
     Reference: section 3 of Zhou et al. (2022), Mixture-of-Experts with Expert Choice Routing.
     """
 
-    def call(self, inputs, mask=None, training=False) -> Routing:
-        logits = self.logits(inputs)
+    balance_weight = 0.0
+
+    def call(self, inputs, mask=None, training=False, gate_id=None) -> Routing:
+        logits = self.logits(inputs, gate_id)
         scores = tf.nn.softmax(logits, axis=-1)
         chosen = batchwise_choice(scores, self.k, mask)
         gates = mask_rows(scores * tf.cast(chosen, tf.float32), mask)

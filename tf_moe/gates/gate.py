@@ -1,12 +1,15 @@
 """The base class of gates."""
 
+import contextlib
 from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
 from tf_moe import checks
+from tf_moe.gates.ids import attached_mask, spread_ids
 from tf_moe.gates.routing import Routing
+from tf_moe.initializers import PerExpert
 from tf_moe.mesh.noise import next_seed, normal
 from tf_moe.mesh.shards import computed_where, current_shards
 
@@ -18,20 +21,36 @@ class Gate(keras.layers.Layer):
     experts should not hang on bfloat16's eight bits. To add one, implement `build` and `call`, and enter it in
     `tf_moe.gates.GATES`.
 
+    A gate may be several: with `num_gates`, G of them choose among the same experts, one for each modality, task or
+    language, and a token's `gate_id` says which of them chooses for it. Each has kernels of its own, stacked as
+    `(G, D, E)`. Everything else is that of one gate over all tokens: in particular what balances the experts balances
+    their tokens of all gates together, so that a gate is free to prefer some experts where others make up for it.
+
     Args:
         num_experts: Number of experts E; a pair (groups, experts in each) for two levels.
         k: Number of experts chosen for a token, 1 to `num_experts`; a pair for two levels.
         seed: Integer seed of the noise, or None for a different one in every program.
+        num_gates: Number of gates G; None, the default, is one gate that takes no `gate_id`.
         **kwargs: `name` and other arguments of `keras.layers.Layer`, but not `dtype`.
 
     Raises:
-        ValueError: If `num_experts` or `k` is out of range, `seed` no integer, or when called: inputs that are not
-            floating point `(T, D)`, or a mask of another shape than `(T,)`.
+        ValueError: If `num_experts`, `k` or `num_gates` is out of range, `seed` no integer, or when called: inputs that
+            are not floating point `(T, D)`, a mask of another shape than `(T,)`, a `gate_id` that is missing, not
+            wanted, of another shape or no integers.
 
     Call arguments:
         inputs: `(T, D)`.
         mask: Optional bool `(T,)`; tokens where it is False get zero weights and count in no statistic.
         training: Whether noise is added and `load` is the smooth estimate. Default False.
+        gate_id: Integers `(T,)`, for a gate that `takes_gate_id`. With `num_gates`, a token whose id is none of 0 to
+            `num_gates` - 1 is treated as a masked one.
+
+    Attributes:
+        balance_weight: Weight of each of the two balance losses of a `SparseMoE` that was not given others: 0.1, the
+            paper's, and 0 for a gate that needs no such loss.
+        can_be_several: Whether there can be `num_gates`. A gate for which it is True makes its kernels by `add_kernel`,
+            multiplies with them by `tf_moe.gates.several.products`, and has the argument `gate_id` in `call`; of a
+            `LinearGate` only the last is left to do.
 
     Example:
 
@@ -52,14 +71,22 @@ class Gate(keras.layers.Layer):
     layer = tf_moe.layers.SparseMoE(4, expert_hidden=16, k=2, gate=ByFirstFeature(4, 2))
     outputs = layer(tf.random.normal([5, 8]))
     ```
+
+    Reference: Ma et al. (2018), Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts.
     """
 
-    def __init__(self, num_experts, k, seed: int | None = None, **kwargs):
+    balance_weight = 0.1
+    can_be_several = False
+
+    def __init__(self, num_experts, k, seed: int | None = None, num_gates: int | None = None, **kwargs):
         kwargs.setdefault("name", "gate")
         kwargs.pop("dtype", None)
         super().__init__(dtype="float32", **kwargs)
         self.num_experts = plain(num_experts)
         self.k = plain(k)
+        self.num_gates = None if num_gates is None else checks.integer("num_gates", num_gates)
+        if num_gates is not None and not self.can_be_several:
+            raise ValueError(f"{type(self).__name__} cannot be several gates. Received: num_gates={num_gates}.")
         self.seed = checks.seed(seed)
         self.seed_generator = keras.random.SeedGenerator(self.seed)
         self.input_spec = keras.layers.InputSpec(ndim=2)
@@ -74,15 +101,58 @@ class Gate(keras.layers.Layer):
     def __call__(self, inputs, *args, **kwargs):
         inputs = keras.ops.convert_to_tensor(inputs)
         checks.floating("A gate", inputs)
-        if kwargs.get("mask") is not None:
-            kwargs["mask"] = checks.mask(kwargs["mask"], inputs)
-            inputs = mask_rows(inputs, kwargs["mask"])  # which may hold anything, NaN too
+        mask, gate_id = kwargs.get("mask"), kwargs.get("gate_id")
+        self.check_takes(gate_id)
+        if mask is None:
+            mask = attached_mask(inputs)
+        if mask is not None:
+            mask = checks.mask(mask, inputs)
+        if gate_id is not None:
+            gate_id = kwargs["gate_id"] = spread_ids(gate_id, inputs)
+        if self.num_gates is not None:
+            known = self.knows(gate_id)
+            mask = known if mask is None else mask & known
+            kwargs["gate_id"] = tf.cast(tf.where(mask, gate_id, self.num_gates), tf.int32)
+        if mask is not None:
+            kwargs["mask"] = mask
+            inputs = mask_rows(inputs, mask)  # which may hold anything, NaN too
         if "training" in kwargs:
             kwargs["training"] = checks.training(kwargs["training"])
         if not self.built:
             self.build(inputs.shape)
-        with computed_where(self.weights[0] if self.weights else None):
+        # A gate without weights is where the layer is that it is part of.
+        with computed_where(self.weights[0]) if self.weights else contextlib.nullcontext():
             return super().__call__(inputs, *args, **kwargs)
+
+    @property
+    def takes_gate_id(self) -> bool:
+        """Whether it can be called with a `gate_id`; with `num_gates` it must."""
+        return self.num_gates is not None
+
+    def check_takes(self, gate_id) -> None:
+        """Raise ValueError where a `gate_id` is missing, or is not wanted."""
+        if gate_id is None and self.num_gates is not None:
+            raise ValueError(
+                f"{type(self).__name__} with num_gates={self.num_gates} must be told which gate chooses for which "
+                "token. Received: gate_id=None. Pass gate_id=ids, integers from 0 on, in the call."
+            )
+        if gate_id is not None and not self.takes_gate_id:
+            raise ValueError(
+                f"{type(self).__name__} takes no gate_id. Received: gate_id={gate_id!r}. Leave it out, or make the "
+                "gate with num_gates=..., for a gate for each id."
+            )
+
+    def knows(self, gate_id: tf.Tensor) -> tf.Tensor:
+        """Whether there is such a gate, bool of the shape of the ids; True for a gate to which any id will do."""
+        if self.num_gates is None:
+            return tf.ones_like(gate_id, tf.bool)
+        return (gate_id >= 0) & (gate_id < self.num_gates)
+
+    def add_kernel(self, name: str, shape: tuple[int, int], initializer: "Initializer") -> keras.Variable:
+        """A weight of this shape; `(G, ...)` where there are several gates, each gate's slice drawn by itself."""
+        if self.num_gates is not None:
+            shape, initializer = (self.num_gates, *shape), PerExpert(initializer)
+        return self.add_weight(shape=shape, initializer=initializer, name=name)
 
     def compute_mask(self, inputs, mask=None):
         return None  # a Routing has used up the mask: masked tokens are those with zero weights
@@ -95,7 +165,10 @@ class Gate(keras.layers.Layer):
     def get_config(self):
         config = super().get_config()
         del config["dtype"]
-        return {**config, "num_experts": self.num_experts, "k": self.k, "seed": self.seed}
+        own = {"num_experts": self.num_experts, "k": self.k, "seed": self.seed}
+        if self.can_be_several:
+            own["num_gates"] = self.num_gates
+        return {**config, **own}
 
 
 def plain(value):

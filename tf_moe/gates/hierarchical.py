@@ -7,6 +7,7 @@ from tf_moe import checks
 from tf_moe.gates.choice import check_normalize, choose, choose_noisy
 from tf_moe.gates.gate import Gate, Initializer, check_levels, mask_rows, sum_rows
 from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
+from tf_moe.gates.several import products
 from tf_moe.initializers import PerExpert
 from tf_moe.losses import z_loss
 from tf_moe.ops.by_group import matmul_by_group
@@ -36,7 +37,8 @@ class Hierarchical(Gate):
             without noise, the second level's a mean over the chosen groups. Default 0.0.
         normalize: Over which experts the weights of each level are a softmax: "chosen", the paper's and the default; or
             "all", all groups, and all experts of a chosen group.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        **kwargs: `num_gates`, see `Gate`, and arguments of `keras.layers.Layer`. The second level's kernels of several
+            gates are `(num_gates * a, D, b)`.
 
     Raises:
         ValueError: If either is no pair, or a k or another argument is out of range.
@@ -49,6 +51,8 @@ class Hierarchical(Gate):
 
     Reference: appendix B of Shazeer et al. (2017).
     """
+
+    can_be_several = True
 
     def __init__(
         self,
@@ -76,17 +80,21 @@ class Hierarchical(Gate):
         if self.noisy:
             initializers["noise_kernel"] = self.noise_kernel_initializer
         for name, initializer in initializers.items():
-            first = self.add_weight(shape=(width, groups), initializer=initializer, name=name)
+            first = self.add_kernel(name, (width, groups), initializer)
             second = self.add_weight(
-                shape=(groups, width, experts), initializer=PerExpert(initializer, 1), name=f"group_{name}"
+                shape=((self.num_gates or 1) * groups, width, experts),
+                initializer=PerExpert(initializer, 1),
+                name=f"group_{name}",
             )
             setattr(self, name, first)
             setattr(self, f"group_{name}", second)
 
-    def call(self, inputs, mask=None, training=False) -> Routing:
+    def call(self, inputs, mask=None, training=False, gate_id=None) -> Routing:
         noisy = training and self.noisy
-        group_logits, group, group_weights, group_load = self._choose_groups(inputs, mask, noisy)
-        expert_logits, expert, expert_weights, expert_load = self._choose_experts(inputs, group, group_weights, noisy)
+        group_logits, group, group_weights, group_load = self._choose_groups(inputs, mask, noisy, gate_id)
+        expert_logits, expert, expert_weights, expert_load = self._choose_experts(
+            inputs, group, group_weights, noisy, gate_id
+        )
         tokens = tf.shape(inputs)[0]
         choices = self.k[0] * self.k[1]
         index = tf.expand_dims(group * self.num_experts[1], -1) + expert  # (T, k0, k1)
@@ -107,18 +115,18 @@ class Hierarchical(Gate):
             loss = self.z_loss_weight * (z_loss(group_logits, mask) + z_loss(expert_logits, chosen))
         return Routing(index, weights, None, total_by_expert(weights, index, total), load, loss)
 
-    def _choose_groups(self, inputs, mask, noisy):
+    def _choose_groups(self, inputs, mask, noisy, gate_id):
         """First level: clean logits (T, a), groups and weights (T, k0), and with noise the load (a,)."""
-        clean_logits = tf.matmul(inputs, self.kernel)
         if not noisy:
+            (clean_logits,) = products(inputs, [self.kernel], gate_id)
             index, weights = choose(clean_logits, code_tokens(inputs), self.k[0], self.normalize)
             return clean_logits, index, mask_rows(weights, mask), None
-        noise_logits = tf.matmul(inputs, self.noise_kernel)
+        clean_logits, noise_logits = products(inputs, [self.kernel, self.noise_kernel], gate_id)
         noise = self.noise(tf.shape(clean_logits))
         index, weights, probability = choose_noisy(clean_logits, noise_logits, noise, self.k[0], self.normalize)
         return clean_logits, index, mask_rows(weights, mask), sum_rows(probability, mask)
 
-    def _choose_experts(self, inputs, group, group_weights, noisy):
+    def _choose_experts(self, inputs, group, group_weights, noisy, gate_id):
         """Second level: clean logits (T * k0, b), experts and weights (T, k0, k1), and with noise the loads (a, b)."""
         groups, (k0, k1) = self.num_experts[0], self.k
         tokens = tf.shape(inputs)[0]
@@ -126,7 +134,10 @@ class Hierarchical(Gate):
         kernel = tf.convert_to_tensor(self.group_kernel)
         if noisy:
             kernel = tf.concat([kernel, tf.convert_to_tensor(self.group_noise_kernel)], axis=-1)
-        logits = matmul_by_group(inputs, group, kernel)  # (T, k0, b or 2b)
+        matrix = group  # of the kernel's, one for each group of each gate
+        if gate_id is not None:
+            matrix = tf.where(group < groups, tf.expand_dims(gate_id, -1) * groups + group, kernel.shape[0])
+        logits = matmul_by_group(inputs, matrix, kernel)  # (T, k0, b or 2b)
         logits = tf.reshape(logits, [tokens * k0, kernel.shape[-1]])
 
         if noisy:

@@ -5,13 +5,16 @@ import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.gates.gate import Gate, Initializer, check_choice
+from tf_moe.gates.several import products
 from tf_moe.losses import z_loss
 
 
 class LinearGate(Gate):
-    """Base class of the gates whose logits are x W_g: it has the kernel W_g and the router z-loss.
+    """Base class of the gates whose logits are x W_g: it has W_g, for one gate or several, and the router z-loss.
 
-    Weights: `kernel` W_g, `(D, E)`.
+    A subclass implements `call(inputs, mask, training, gate_id)` with `logits` and `weighted_z_loss`.
+
+    Weights: `kernel` W_g, `(D, E)`; with `num_gates`, `(G, D, E)`.
 
     Args:
         num_experts: Number of experts E.
@@ -19,11 +22,13 @@ class LinearGate(Gate):
         kernel_initializer: Initializer of W_g. Default "zeros".
         seed: Integer seed of what the gate draws, or None.
         z_loss_weight: Weight in `Routing.loss` of `tf_moe.losses.z_loss` of the logits, in training. Default 0.0.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        **kwargs: `num_gates`, see `Gate`, and arguments of `keras.layers.Layer`.
 
     Raises:
         ValueError: If not 1 <= k <= num_experts, or `z_loss_weight` is negative.
     """
+
+    can_be_several = True
 
     def __init__(
         self,
@@ -41,11 +46,11 @@ class LinearGate(Gate):
     def build(self, input_shape):
         shape = (input_shape[-1], self.num_experts)
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: input_shape[-1]})
-        self.kernel = self.add_weight(shape=shape, initializer=self.kernel_initializer, name="kernel")
+        self.kernel = self.add_kernel("kernel", shape, self.kernel_initializer)
 
-    def logits(self, inputs: tf.Tensor) -> tf.Tensor:
-        """The product x W_g, `(T, E)`."""
-        return tf.matmul(inputs, self.kernel)
+    def logits(self, inputs: tf.Tensor, gate_id: tf.Tensor | None = None) -> tf.Tensor:
+        """The product x W_g, `(T, E)`, where there are several gates with the kernel of each token's own."""
+        return products(inputs, [self.kernel], gate_id)[0]
 
     def weighted_z_loss(self, logits: tf.Tensor, mask: tf.Tensor | None, training: bool) -> tf.Tensor | float:
         """The z-loss times its weight; 0 at evaluation, or without a weight."""

@@ -8,6 +8,7 @@ from tf_moe.gates.choice import check_normalize, choose, choose_noisy
 from tf_moe.gates.gate import Initializer, mask_rows, sum_rows
 from tf_moe.gates.linear import LinearGate
 from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
+from tf_moe.gates.several import products
 from tf_moe.ops.ties import code_tokens
 
 
@@ -36,7 +37,7 @@ class NoisyTopK(LinearGate):
         normalize: Over which experts a token's weights are a softmax: "chosen", the paper's and the default, where they
             sum to 1; or "all", where they are the probabilities among all experts, so that they are smaller where the
             gate is less sure, and the logits that were not chosen learn too.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        **kwargs: `num_gates`, see `Gate`, and arguments of `keras.layers.Layer`.
 
     Raises:
         ValueError: If not 1 <= k <= num_experts, or another argument is out of range.
@@ -70,20 +71,19 @@ class NoisyTopK(LinearGate):
     def build(self, input_shape):
         super().build(input_shape)
         if self.noisy:
-            self.noise_kernel = self.add_weight(
-                shape=self.kernel.shape, initializer=self.noise_kernel_initializer, name="noise_kernel"
-            )
+            shape = (input_shape[-1], self.num_experts)
+            self.noise_kernel = self.add_kernel("noise_kernel", shape, self.noise_kernel_initializer)
 
-    def call(self, inputs, mask=None, training=False) -> Routing:
-        clean_logits = self.logits(inputs)
+    def call(self, inputs, mask=None, training=False, gate_id=None) -> Routing:
         if training and self.noisy:
-            noise_logits = tf.matmul(inputs, self.noise_kernel)
+            clean_logits, noise_logits = products(inputs, [self.kernel, self.noise_kernel], gate_id)
             index, weights, probability = choose_noisy(
                 clean_logits, noise_logits, self.noise(tf.shape(clean_logits)), self.k, self.normalize
             )
             weights = mask_rows(weights, mask)
             load = sum_rows(probability, mask)
         else:
+            clean_logits = self.logits(inputs, gate_id)
             index, weights = choose(clean_logits, code_tokens(inputs), self.k, self.normalize)
             weights = mask_rows(weights, mask)
             load = count_by_expert(weights, index, self.num_experts)

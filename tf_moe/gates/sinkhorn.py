@@ -25,11 +25,11 @@ class Sinkhorn(LinearGate):
     G(x)_i = sigmoid(x W_g)_i  where i is chosen, else 0
     ```
 
-    It is the soft plan that is balanced, so that loads are only nearly equal, the nearer the more logits differ; a
-    balance loss is not needed: pass `SparseMoE` `importance_weight=0.0, load_weight=0.0`. The choice has no gradient,
-    and the gate learns by the weights, which are those of BASE: plain scores, never the balanced ones, so that they
-    mean the same at evaluation. They are not normalised. A token's experts depend on the rest of the batch in training
-    alone.
+    It is the soft plan that is balanced, so that loads are only nearly equal, the nearer the more logits differ. A
+    balance loss is not needed, and a `SparseMoE` with this gate has none unless it is given weights for them. The
+    choice has no gradient, and the gate learns by the weights, which are those of BASE: plain scores, never the
+    balanced ones, so that they mean the same at evaluation. They are not normalised. A token's experts depend on the
+    rest of the batch in training alone.
 
     Weights: `kernel` W_g, `(D, E)`. Ties are spread over the experts, so the untrained gate is balanced.
 
@@ -40,7 +40,8 @@ class Sinkhorn(LinearGate):
         seed: Not used, since nothing is drawn; there as in the other gates.
         iterations: Sinkhorn's iterations in training. Default 10. More balance better where logits differ by much.
         z_loss_weight: Weight of the router z-loss, `tf_moe.losses.z_loss`. Default 0.0.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        **kwargs: `num_gates`, see `Gate`, and arguments of `keras.layers.Layer`. The tokens of all gates are balanced
+            together.
 
     Raises:
         ValueError: If not 1 <= k <= num_experts, or another argument is out of range.
@@ -56,6 +57,8 @@ class Sinkhorn(LinearGate):
     Models; weights, and the plain choice at evaluation, are those of Lewis et al. (2021), BASE Layers, section 3.
     """
 
+    balance_weight = 0.0
+
     def __init__(
         self,
         num_experts: int,
@@ -69,8 +72,8 @@ class Sinkhorn(LinearGate):
         super().__init__(num_experts, k, kernel_initializer, seed, z_loss_weight, **kwargs)
         self.iterations = checks.integer("iterations", iterations)
 
-    def call(self, inputs, mask=None, training=False) -> Routing:
-        logits = self.logits(inputs)
+    def call(self, inputs, mask=None, training=False, gate_id=None) -> Routing:
+        logits = self.logits(inputs, gate_id)
         scores = logits + balance(logits, self.iterations, mask) if training else logits
         index = top_k_spread(scores, code_tokens(inputs), self.k)
         weights = mask_rows(tf.math.sigmoid(read_at(logits, index)), mask)

@@ -35,7 +35,8 @@ class StrictlyBalanced(LinearGate):
         kernel_initializer: Initializer of W_g. Default "zeros".
         seed: Not used, since nothing is drawn; there as in the other gates.
         z_loss_weight: Weight of the router z-loss, `tf_moe.losses.z_loss`. Default 0.0.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        **kwargs: `num_gates`, see `Gate`, and arguments of `keras.layers.Layer`. Several gates share the thresholds, as
+            experts choose among the tokens of all gates.
 
     Raises:
         ValueError: If not 1 <= k <= num_experts.
@@ -54,8 +55,8 @@ class StrictlyBalanced(LinearGate):
         start = keras.initializers.Constant(1.0 - self.k / self.num_experts)
         self.thresholds = self.add_weight(shape=(self.num_experts,), initializer=start, name="thresholds")
 
-    def call(self, inputs, mask=None, training=False) -> Routing:
-        logits = self.logits(inputs)
+    def call(self, inputs, mask=None, training=False, gate_id=None) -> Routing:
+        logits = self.logits(inputs, gate_id)
         scores = tf.nn.softmax(logits, axis=-1)
         thresholds = self.thresholds / self.num_experts
         loss = self.weighted_z_loss(logits, mask, training)

@@ -23,9 +23,8 @@ class Switch(LinearGate):
     ```
 
     f_i is the share of the tokens that go to expert i and P_i the mean of p(x)_i, over the unmasked tokens of the whole
-    batch. The loss is in `Routing.loss`, so `SparseMoE` adds it to its own two; for the paper's loss alone pass it
-    `importance_weight=0.0, load_weight=0.0`. (Of the two only the importance loss would teach the gate anything, since
-    the load is a plain count here.) The paper drops tokens beyond a `capacity_factor` of 1.0 to 2.0; the layer's
+    batch. The loss is in `Routing.loss`, which a `SparseMoE` adds; of its own balance losses it has none with this gate
+    unless it is given weights for them. The paper drops tokens beyond a `capacity_factor` of 1.0 to 2.0; the layer's
     default is to drop none.
 
     Weights: `kernel` W_g, `(D, E)`. Ties are spread over the experts, so the untrained gate is balanced.
@@ -40,19 +39,21 @@ class Switch(LinearGate):
         jitter: Largest share by which a feature is changed before the gate in training, 0 to 1. Default 0.01, the
             paper's; 0.0 for none.
         z_loss_weight: Weight of the router z-loss, `tf_moe.losses.z_loss`. Default 0.0.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        **kwargs: `num_gates`, see `Gate`, and arguments of `keras.layers.Layer`.
 
     Raises:
         ValueError: If k is neither 1 nor None, or another argument is out of range.
 
     Example:
 
-    >>> layer = tf_moe.layers.SparseMoE(8, 32, k=1, gate="switch", importance_weight=0.0, load_weight=0.0)
+    >>> layer = tf_moe.layers.SparseMoE(8, 32, k=1, gate="switch")
     >>> layer.route(tf.random.normal([5, 16])).expert_index.shape
     TensorShape([5, 1])
 
     Reference: sections 2.1, 2.2 and 2.4 of Fedus et al. (2021), Switch Transformers; the jitter is in appendix C.
     """
+
+    balance_weight = 0.0
 
     def __init__(
         self,
@@ -70,8 +71,8 @@ class Switch(LinearGate):
         self.aux_loss_weight = checks.at_least_zero("aux_loss_weight", aux_loss_weight)
         self.jitter = checks.number("jitter", jitter, "a number from 0 to 1, without 1", lambda x: 0 <= x < 1)
 
-    def call(self, inputs, mask=None, training=False) -> Routing:
-        logits = self.logits(self._jittered(inputs) if training and self.jitter else inputs)
+    def call(self, inputs, mask=None, training=False, gate_id=None) -> Routing:
+        logits = self.logits(self._jittered(inputs) if training and self.jitter else inputs, gate_id)
         index, weights = choose(logits, code_tokens(inputs), self.k)
         weights = mask_rows(weights, mask)
         load = count_by_expert(weights, index, self.num_experts)

@@ -18,6 +18,7 @@ from tf_moe.dispatch import (
 )
 from tf_moe.experts import FeedForward, LayerBank
 from tf_moe.experts.policies import policy_with_parts
+from tf_moe.gates.ids import attached_mask, check_ids, spread_ids
 from tf_moe.gates.routing import Routing, dense_gates
 from tf_moe.layers.balance import balance_metrics, measure_balance
 from tf_moe.layers.recording import record
@@ -61,9 +62,10 @@ class SparseMoE(keras.layers.Layer):
             it. Default 4.
         gate: "noisy_top_k" (with a pair of experts, the hierarchical form of it), "strictly_balanced", another name in
             `tf_moe.gates.GATES`, or a `tf_moe.gates.Gate` made for the same `num_experts` and `k`. Default
-            "noisy_top_k". Gates that balance in a way of their own say which of the two weights to set to 0.
-        importance_weight: Weight of the importance loss. Default 0.1, the paper's.
-        load_weight: Weight of the load loss. Default 0.1, the paper's.
+            "noisy_top_k".
+        importance_weight: Weight of the importance loss. Default None, what is right for the gate: its
+            `balance_weight`, 0.1, the paper's, for the paper's gates, and 0 for those that need no such loss.
+        load_weight: Weight of the load loss. Default None, as above.
         capacity_factor: None, the default, drops nothing. A number gives every expert room for that many times its fair
             share of the positions, in static shapes; what is beyond is dropped (the expert adds zero) and counted.
         activation: Activation of the experts' hidden layer. Default "relu".
@@ -92,12 +94,17 @@ class SparseMoE(keras.layers.Layer):
 
     Raises:
         ValueError: For any argument out of range, inputs that are not floating point or have rank under 2, an unknown
-            width, or a mask of another shape than the positions.
+            width, a mask of another shape than the positions, or a `gate_id` that is missing, not wanted, no integers
+            or of another shape.
 
     Call arguments:
         inputs: Floating point, `(..., D)` with at least one leading dimension and D static.
         mask: Optional bool, shaped as the leading dimensions.
         training: Whether the gate draws noise and the losses are added.
+        gate_id: Integers for a gate that takes them, one with `num_gates` or `tf_moe.gates.Hash`, shaped as the leading
+            dimensions or the first of them: `(B, T)` for inputs `(B, T, D)` is an id for each position, `(B,)` one for
+            each sequence. A position whose id is none of 0 to `num_gates` - 1 comes back as NaN, and otherwise counts
+            as one with a NaN does, unless it is masked.
 
     Output shape:
         As the input, `(..., D)`.
@@ -125,8 +132,8 @@ class SparseMoE(keras.layers.Layer):
         expert_hidden: int | None = None,
         k: int | tuple[int, int] | None = 4,
         gate: "str | gates.Gate" = "noisy_top_k",
-        importance_weight: float = 0.1,
-        load_weight: float = 0.1,
+        importance_weight: float | None = None,
+        load_weight: float | None = None,
         capacity_factor: float | None = None,
         activation="relu",
         output_activation=None,
@@ -148,6 +155,10 @@ class SparseMoE(keras.layers.Layer):
         self.gate = gates.get(gate, num_experts, k, self.seed)
         self.num_experts, self.k = self.gate.num_experts, self.gate.k
         self.expert_hidden = expert_hidden
+        if importance_weight is None:
+            importance_weight = self.gate.balance_weight
+        if load_weight is None:
+            load_weight = self.gate.balance_weight
         self.importance_weight = checks.at_least_zero("importance_weight", importance_weight)
         self.load_weight = checks.at_least_zero("load_weight", load_weight)
         self.capacity_factor = capacity_factor
@@ -267,18 +278,20 @@ class SparseMoE(keras.layers.Layer):
         layers = [dense("hidden", self.shared_expert_hidden, self.activation), dropout, dense("output", width, None)]
         return keras.Sequential(layers, name="shared_expert")
 
-    def call(self, inputs, mask=None, training=False):
+    def call(self, inputs, mask=None, training=False, gate_id=None):
+        if mask is None and gate_id is not None:
+            mask = attached_mask(inputs)
         with computed_where(self.experts.weights[0] if self.experts.weights else None):
-            return self._call(inputs, mask, training)
+            return self._call(inputs, mask, training, gate_id)
 
-    def _call(self, inputs, mask, training):
-        tokens, token_mask = self._flatten(inputs, mask)
+    def _call(self, inputs, mask, training, gate_id):
+        tokens, token_mask, gate_id = self._flatten(inputs, mask, gate_id)
         shards = current_shards()
         if shards is not None:
             tokens = shards.lay_out_batch(tokens)
             token_mask = None if token_mask is None else shards.lay_out_batch(token_mask)
-        screened = screen(tokens, token_mask)
-        routing = self.gate(tokens, mask=screened.valid, training=training)
+            gate_id = None if gate_id is None else shards.lay_out_batch(gate_id)
+        screened, routing = self._route(tokens, token_mask, gate_id, training)
         record(self, routing)
         tokens = screened.clear(tokens)
         plan = self._plan(routing, tokens)
@@ -297,13 +310,14 @@ class SparseMoE(keras.layers.Layer):
             return tf.reshape(outputs, inputs.shape)
         return tf.ensure_shape(tf.reshape(outputs, tf.shape(inputs)), inputs.shape)
 
-    def route(self, inputs, mask=None, training: bool = False) -> Routing:
+    def route(self, inputs, mask=None, training: bool = False, gate_id=None) -> Routing:
         """What the gate decides for these inputs, without computing any expert.
 
         Args:
             inputs: Floating point `(..., D)`, as in a call.
             mask: Optional bool, shaped as the leading dimensions.
             training: Whether the gate draws noise. Default False.
+            gate_id: Integers for a gate that takes them, as in a call.
 
         Returns:
             A `Routing` over the T positions of the flattened leading dimensions, with `gates` filled in up to 4096
@@ -312,18 +326,28 @@ class SparseMoE(keras.layers.Layer):
         inputs = tf.convert_to_tensor(inputs)
         if not self.built:
             self.build(inputs.shape)
-        tokens, token_mask = self._flatten(inputs, mask)
-        routing = self.gate(tokens, mask=screen(tokens, token_mask).valid, training=training)
+        _, routing = self._route(*self._flatten(inputs, mask, gate_id), training)
         return routing._replace(gates=dense_gates(routing, self.total_experts))
 
-    def _flatten(self, inputs, mask):
-        """Inputs (..., D) -> tokens (T, D) and mask (T,)."""
+    def _route(self, tokens, token_mask, gate_id, training) -> tuple[Screen, Routing]:
+        """Which tokens are valid, and what the gate decides for these."""
+        screened, options = screen(tokens, token_mask), {}
+        if gate_id is not None:
+            screened = screened._replace(valid=screened.valid & self.gate.knows(gate_id))
+            options["gate_id"] = gate_id  # a gate of one's own need not have the argument
+        return screened, self.gate(tokens, mask=screened.valid, training=training, **options)
+
+    def _flatten(self, inputs, mask, gate_id):
+        """Inputs (..., D) -> tokens (T, D), mask (T,) and ids (T,)."""
         checks.floating("SparseMoE", inputs)
         if mask is not None:
             mask = checks.mask(mask, inputs)
             mask = tf.reshape(mask, [math.prod(mask.shape) if mask.shape.is_fully_defined() else -1])
+        self.gate.check_takes(gate_id)
+        if gate_id is not None:
+            gate_id = spread_ids(gate_id, inputs)
         tokens = math.prod(inputs.shape[:-1]) if inputs.shape.is_fully_defined() else -1
-        return tf.reshape(inputs, [tokens, inputs.shape[-1]]), mask
+        return tf.reshape(inputs, [tokens, inputs.shape[-1]]), mask, gate_id
 
     def _plan(self, routing: Routing, tokens) -> Plan | ShardedPlan:
         shards = current_shards()
@@ -359,8 +383,11 @@ class SparseMoE(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return input_shape
 
-    def compute_output_spec(self, inputs, mask=None, training=False):
+    def compute_output_spec(self, inputs, mask=None, training=False, gate_id=None):
         checks.floating("SparseMoE", inputs)
+        self.gate.check_takes(gate_id)
+        if gate_id is not None:
+            check_ids(gate_id, inputs)
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
     def get_config(self):
