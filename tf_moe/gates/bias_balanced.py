@@ -47,10 +47,10 @@ class BiasBalanced(LinearGate):
     Example:
 
     >>> gate = tf_moe.gates.BiasBalanced(num_experts=4, k=1, bias_rate=0.5)
-    >>> gate(tf.ones([8, 16]), training=True).load.numpy().max()  # equal tokens go to one expert
+    >>> float(tf.reduce_max(gate(tf.ones([8, 16]), training=True).load))  # equal tokens go to one expert
     8.0
-    >>> sorted(gate.bias.numpy())  # whose bias is lower now
-    [-0.5, 0.5, 0.5, 0.5]
+    >>> tf.sort(gate.bias.value).numpy()  # whose bias is lower now
+    array([-0.5,  0.5,  0.5,  0.5], dtype=float32)
 
     Reference: Wang et al. (2024), Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts
     (https://arxiv.org/abs/2408.15664); with weights that sum to 1 as in DeepSeek-AI (2024), DeepSeek-V3, section 2.1.2.

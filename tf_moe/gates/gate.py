@@ -103,12 +103,11 @@ class Gate(keras.layers.Layer):
         checks.floating("A gate", inputs)
         mask, gate_id = kwargs.get("mask"), kwargs.get("gate_id")
         self.check_takes(gate_id)
-        if mask is None:
-            mask = attached_mask(inputs)
-        if mask is not None:
-            mask = checks.mask(mask, inputs)
         if gate_id is not None:
             gate_id = kwargs["gate_id"] = spread_ids(gate_id, inputs)
+            mask = attached_mask(inputs) if mask is None else mask
+        if mask is not None:
+            mask = checks.mask(mask, inputs)
         if self.num_gates is not None:
             known = self.knows(gate_id)
             mask = known if mask is None else mask & known

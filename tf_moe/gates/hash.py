@@ -32,7 +32,7 @@ class Hash(Gate):
 
     Without `gate_id`, the code of a token's content stands for its id: the number that breaks ties in other gates, from
     which features are larger than their neighbour. Equal tokens have the same experts and tokens that differ slightly
-    mostly too, but it is no word's id: a word's vector changes while the layers below learn, and with its context.
+    mostly too, but that is no word's id: a word's vector changes while the layers below learn, and with its context.
 
     There are no weights. Since nothing is to be learned from them, a `SparseMoE` with this gate has no balance losses
     unless it is given weights for them.
@@ -50,8 +50,8 @@ class Hash(Gate):
     Example:
 
     >>> gate = tf_moe.gates.Hash(num_experts=8, k=2)
-    >>> gate(tf.random.normal([6, 16]), gate_id=tf.range(6)).load  # three ids and four have an expert in common
-    <tf.Tensor: shape=(8,), dtype=float32, numpy=array([1., 1., 2., 2., 1., 2., 2., 1.], dtype=float32)>
+    >>> gate(tf.random.normal([8, 16]), gate_id=tf.range(8)).load
+    <tf.Tensor: shape=(8,), dtype=float32, numpy=array([2., 2., 2., 2., 2., 2., 2., 2.], dtype=float32)>
 
     Reference: Roller et al. (2021), Hash Layers For Large Sparse Models (https://arxiv.org/abs/2106.04426).
     """

@@ -61,8 +61,8 @@ class SparseMoE(keras.layers.Layer):
         k: Number of experts for each position, or a pair, for the two levels; None where the gate leaves no choice of
             it. Default 4.
         gate: "noisy_top_k" (with a pair of experts, the hierarchical form of it), "strictly_balanced", another name in
-            `tf_moe.gates.GATES`, or a `tf_moe.gates.Gate` made for the same `num_experts` and `k`. Default
-            "noisy_top_k".
+            `tf_moe.gates.GATES`, or a `tf_moe.gates.Gate` made for the same `num_experts` and `k`, which may be several
+            of one kind. Default "noisy_top_k".
         importance_weight: Weight of the importance loss. Default None, what is right for the gate: its
             `balance_weight`, 0.1, the paper's, for the paper's gates, and 0 for those that need no such loss.
         load_weight: Weight of the load loss. Default None, as above.
