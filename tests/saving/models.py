@@ -52,8 +52,8 @@ def gates_by_id_and_bias() -> keras.Model:
         keras.optimizers.Adam(0.1),
         bias=moe("bias", gate="bias_balanced", capacity_factor=2.0),
         hash=moe("hash", gate="hash", capacity_factor=2.0, seed=5),
-        several=moe("several", gate=noisy),
-        several_levels=moe("several_levels", gate=levels, **TWO_LEVELS),
+        several=moe("several", gate=noisy, capacity_factor=2.0),
+        several_levels=moe("several_levels", gate=levels, capacity_factor=2.0, **TWO_LEVELS),
     )
 
 
