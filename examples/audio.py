@@ -1,8 +1,8 @@
 """Classifies sounds with a mixture of experts over the frames of a spectrogram, beside dense layers in its place.
 
-An LSTM reads the frames; each goes to the experts that the gate picks for it, and what they say is averaged over the
-clip. Clips have different lengths: frames of padding are masked, and reach no expert. Training, the dense twin of equal
-multiply-adds and the tables are those of `images.py`, which stands beside it.
+After a convolution over time each frame goes to the experts that the gate picks for it, and what they say is averaged
+over the clip. Clips have different lengths: frames of padding are masked, and reach no expert. Training, the dense twin
+of equal multiply-adds and the tables are those of `images.py`, which stands beside it.
 
 Without arguments the sounds are generated, so that the truth is known: tones, sweeps, bands of hiss and pulses, each at
 one of several pitches, in noise. Which class a pitch means is drawn by lot, for each kind of sound another, and has no
@@ -33,8 +33,6 @@ from images import (
     verdict,
 )
 
-from tf_moe.layers import LSTM
-
 RATE = 8000  # samples a second of the generated sounds
 NUM_CLASSES = 8
 KINDS = ("tone", "sweep", "hiss", "pulses")
@@ -45,10 +43,12 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     number = {"type": positive, "metavar": "N"}
     parser.add_argument("--data", metavar="DIR", type=Path, help="a folder for each class (default: generated sounds)")
     parser.add_argument("--seconds", default=4, help="of --data; longer clips are cut (default: %(default)s)", **number)
-    parser.add_argument("--clips", default=5000, help="generated (default: %(default)s)", **number)
-    parser.add_argument("--pitches", default=20, help="of each kind of sound (default: %(default)s)", **number)
-    parser.add_argument("--width", default=32, help="of LSTM and experts' output (default: %(default)s)", **number)
-    add_common_arguments(parser, experts=8, hidden=32, epochs=10, learning_rate=1e-2)
+    parser.add_argument("--clips", default=10_000, help="generated (default: %(default)s)", **number)
+    parser.add_argument("--pitches", default=40, help="of each kind of sound (default: %(default)s)", **number)
+    parser.add_argument(
+        "--width", default=16, help="of convolution and experts' output (default: %(default)s)", **number
+    )
+    add_common_arguments(parser, experts=8, hidden=16, epochs=15, learning_rate=2e-2)
     options = parser.parse_args(arguments)
     if options.smoke:
         options.clips, options.width, options.hidden = 200, 8, 8
@@ -132,12 +132,12 @@ def log_mel(clips: list[np.ndarray], rate: int, bands: int = 40) -> np.ndarray:
 
 
 def build(middle: keras.layers.Layer, data: Data, options: argparse.Namespace) -> keras.Model:
-    """An LSTM over frames, what is to be compared with a residual connection around it, and a softmax."""
+    """A convolution over time, what is to be compared with a residual connection around it, and a softmax."""
     inputs = keras.Input(data.train.inputs.shape[1:])
-    x = keras.layers.Masking()(inputs)  # frames of zeros alone are padding
-    x = LSTM(options.width, return_sequences=True)(x)
-    x = keras.layers.Add()([x, middle(x)])  # (batch, frames, width)
-    x = keras.layers.GlobalAveragePooling1D()(x)  # over the frames that are not masked
+    mask = keras.ops.any(keras.ops.not_equal(inputs, 0), axis=-1)  # frames of zeros alone are padding
+    x = keras.layers.Conv1D(options.width, 5, padding="same", activation="relu")(inputs)
+    x = keras.layers.Add()([x, middle(x, mask=mask)])  # (batch, frames, width)
+    x = keras.layers.GlobalAveragePooling1D()(x, mask=mask)
     return keras.Model(inputs, keras.layers.Dense(len(data.classes))(x), name=middle.name)
 
 

@@ -38,10 +38,10 @@ class AudioExampleTest(TestCase):
         self.assertEqual(out.returncode, 0, out.stderr)
         moe, dense, wide = table_rows(out.stdout, "moe", "dense", "wide")
         self.assertEqual(moe[2], dense[2])  # multiply-adds
-        # 30 frames of the LSTM (4 gates, 40 + 8 inputs), of the mixture's 2 of 8 experts 8x8x8 and its gate's 2
-        # matrices; 8 classes; the wide one has 64 hidden units.
-        self.assertEqual(moe[2], f"{30 * (4 * 8 * 48 + 2 * 128 + 128) + 64:,}")
-        self.assertEqual(wide[2], f"{30 * (4 * 8 * 48 + 1024) + 64:,}")
+        # 30 frames of 5 x 40 bands x 8, of the mixture's 2 of 8 experts 8x8x8 and its gate's 2 matrices; 8 classes; the
+        # wide one has 64 hidden units.
+        self.assertEqual(moe[2], f"{30 * (1600 + 2 * 128 + 128) + 64:,}")
+        self.assertEqual(wide[2], f"{30 * (1600 + 1024) + 64:,}")
         self.assertRegex(out.stdout, r"The mixture (neither|beats|loses).* over 1 seeds and over \d+ test inputs")
         self.assertIn("most for kind of sound", out.stdout)
         self.assertRegex(out.stdout, r"(tone|sweep|hiss|pulses) \(x \d\.\d\)")
