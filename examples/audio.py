@@ -113,7 +113,7 @@ def load_wavs(directory: Path, seconds: int) -> tuple[list[np.ndarray], np.ndarr
 def log_mel(clips: list[np.ndarray], rate: int, bands: int = 40) -> np.ndarray:
     """Spectrograms `(clips, frames, bands)` of frames of 32 ms, one every 16 ms; zeros after the end of a clip.
 
-    Of each clip the mean is taken away, so that how loud it is does not matter.
+    Each is relative to the clip's own level, so that how loud it is does not matter.
     """
     length, step = rate * 32 // 1000, rate * 16 // 1000
     fft_bins = tf.signal.stft(tf.zeros([length]), length, step).shape[-1]
@@ -123,11 +123,12 @@ def log_mel(clips: list[np.ndarray], rate: int, bands: int = 40) -> np.ndarray:
     for start in range(0, len(clips), 256):
         some = clips[start : start + 256]
         padded = np.stack([np.pad(clip, (0, longest - len(clip))) for clip in some])
-        mel = np.log(tf.abs(tf.signal.stft(padded, length, step)) @ to_mel + 1e-3)
+        mel = (tf.abs(tf.signal.stft(padded, length, step)) @ to_mel).numpy()
         frames = [1 + max(0, len(clip) - length) // step for clip in some]  # a shorter clip is one, not quite full
         real = (np.arange(mel.shape[1]) < np.array(frames)[:, None])[..., None]
-        mean = mel.mean(axis=(1, 2), keepdims=True, where=real)
-        features.append(np.where(real, (mel - mean) / 2, 0).astype("float32"))
+        level = mel.mean(axis=(1, 2), keepdims=True, where=real)
+        logs = np.log(mel / np.maximum(level, 1e-9) + 1e-3)  # never quite zero, in silence neither, as padding is
+        features.append(np.where(real, logs / 2, 0).astype("float32"))
     return np.concatenate(features)
 
 
@@ -158,6 +159,7 @@ def main(arguments=None) -> None:
     networks = {name: lambda make=make: build(make(), data, options) for name, make in layers.items()}
     runs = compare(networks, data, options)
     print(f"\n{show_comparison(runs, data, 'the longest clip')}\n\n{verdict(runs['moe'], runs['dense'])}\n")
+    print("Experts of seed 0 over the test clips:\n")
     print(show_experts(runs["moe"][0].test.load, groups, names, kind))
 
 

@@ -204,8 +204,9 @@ class Run(NamedTuple):
 
 def train(model: keras.Model, data: Data, options: argparse.Namespace) -> Run:
     steps = options.epochs * math.ceil(len(data.train.labels) / options.batch)
+    warmup = max(1, steps // 10)
     schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, steps - steps // 10), warmup_target=options.learning_rate, warmup_steps=steps // 10
+        0.0, max(1, steps - warmup), warmup_target=options.learning_rate, warmup_steps=warmup
     )
     model.compile(
         keras.optimizers.Adam(schedule, global_clipnorm=1.0),
@@ -223,11 +224,9 @@ def answer(model: keras.Model, part: Part) -> Answers:
             logits = model(inputs, training=False)
         right.append(np.argmax(logits, axis=-1) == labels)
         for moe, routing in routings:
-            chosen = (
-                tf.one_hot(routing.expert_index, moe.num_experts)
-                * tf.cast(routing.combine_weights > 0, tf.float32)[..., None]
-            )
-            loads.append(tf.reduce_sum(tf.reshape(chosen, (len(labels), -1, moe.num_experts)), axis=1))
+            assigned = tf.cast(routing.combine_weights > 0, tf.float32)  # (positions of all inputs, k)
+            by_position = tf.einsum("tk,tke->te", assigned, tf.one_hot(routing.expert_index, moe.num_experts))
+            loads.append(tf.reduce_sum(tf.reshape(by_position, (len(labels), -1, moe.num_experts)), axis=1))
     return Answers(np.concatenate(right), np.concatenate(loads) if loads else None)
 
 
@@ -293,7 +292,7 @@ def show_experts(load: np.ndarray, labels: np.ndarray, names: list[str], kind: s
     for expert, share in enumerate(of_all):
         times = of_group[:, expert] / max(share, 1e-9)
         best = [f"{names[i]} (x {times[i]:.1f})" for i in np.argsort(-times)[:3] if times[i] > 1]
-        rows.append({"expert": expert, "share of load": f"{share:.1%}", f"most for {kind}": ", ".join(best)})
+        rows.append({"expert": expert, "share of positions": f"{share:.1%}", f"most for {kind}": ", ".join(best)})
     return format_table(rows)
 
 
@@ -313,6 +312,7 @@ def main(arguments=None) -> None:
     networks = {name: lambda make=make: build(make(), data, options) for name, make in layers.items()}
     runs = compare(networks, data, options)
     print(f"\n{show_comparison(runs, data, 'an image')}\n\n{verdict(runs['moe'], runs['dense'])}\n")
+    print("Experts of seed 0 over the test images:\n")
     print(show_experts(runs["moe"][0].test.load, data.test.labels, data.classes, "class"))
 
 
