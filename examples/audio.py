@@ -16,6 +16,7 @@ pattern: what a network can remember of it is what its capacity is worth. With `
 import argparse
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -35,7 +36,7 @@ from images import (
 
 RATE = 8000  # samples a second of the generated sounds
 NUM_CLASSES = 8
-KINDS = ("tone", "sweep", "hiss", "pulses")
+KINDS = ["tone", "sweep", "hiss", "pulses"]
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -56,16 +57,24 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     return options
 
 
-def generate(options: argparse.Namespace) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Clips of a quarter to half a second, the class of each, and the kind of sound it is, all from one seed."""
+class Truth(NamedTuple):
+    """Groups of clips to tell experts apart by: the number of each clip's group, and the names of all groups."""
+
+    groups: np.ndarray
+    names: list[str]
+
+
+def generate(options: argparse.Namespace) -> tuple[list[np.ndarray], np.ndarray, dict[str, Truth]]:
+    """Clips of a quarter to half a second, the class of each, and what sound it is, all from one seed."""
     if options.pitches < NUM_CLASSES:
         raise ValueError(f"--pitches must be at least {NUM_CLASSES}, one a class. Received: {options.pitches}.")
     rng = np.random.default_rng(0)
     classes = np.stack([rng.permutation(options.pitches) % NUM_CLASSES for _ in KINDS])
     kinds, pitches = rng.integers(len(KINDS), size=options.clips), rng.integers(options.pitches, size=options.clips)
-    hertz = 300 * 10 ** (pitches / options.pitches)
-    clips = [sound(KINDS[kind], pitch, rng) for kind, pitch in zip(kinds, hertz, strict=True)]
-    return clips, classes[kinds, pitches], kinds
+    hertz = 300 * 10 ** (np.arange(options.pitches) / options.pitches)
+    clips = [sound(KINDS[kind], hertz[pitch], rng) for kind, pitch in zip(kinds, pitches, strict=True)]
+    names = [f"{pitch:.0f} Hz" for pitch in hertz]
+    return clips, classes[kinds, pitches], {"kind of sound": Truth(kinds, KINDS), "pitch": Truth(pitches, names)}
 
 
 def sound(kind: str, hertz: float, rng: np.random.Generator) -> np.ndarray:
@@ -147,20 +156,21 @@ def main(arguments=None) -> None:
     try:
         if options.data:
             clips, labels, classes, rate = load_wavs(options.data, options.seconds)
-            groups, names, kind = labels, classes, "class"
+            truths = {"class": Truth(labels, classes)}
         else:
-            clips, labels, groups = generate(options)
-            classes, rate, names, kind = [str(n) for n in range(NUM_CLASSES)], RATE, KINDS, "kind of sound"
+            clips, labels, truths = generate(options)
+            classes, rate = [str(n) for n in range(NUM_CLASSES)], RATE
         data = split(log_mel(clips, rate), labels, classes)
-        groups = split(groups, labels, classes).test.inputs  # of the same clips
         layers = middles(options.width, options)
     except (ValueError, OSError) as error:  # the message says what to do
         sys.exit(f"audio.py: {error}")
     networks = {name: lambda make=make: build(make(), data, options) for name, make in layers.items()}
     runs = compare(networks, data, options)
     print(f"\n{show_comparison(runs, data, 'the longest clip')}\n\n{verdict(runs['moe'], runs['dense'])}\n")
-    print("Experts of seed 0 over the test clips:\n")
-    print(show_experts(runs["moe"][0].test.load, groups, names, kind))
+    print("Experts of seed 0 over the test clips:")
+    for kind, truth in truths.items():
+        groups = split(truth.groups, labels, classes).test.inputs  # of the same clips
+        print(f"\n{show_experts(runs['moe'][0].test.load, groups, truth.names, kind)}")
 
 
 if __name__ == "__main__":

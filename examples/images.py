@@ -287,7 +287,7 @@ def show_experts(load: np.ndarray, labels: np.ndarray, names: list[str], kind: s
     """For each expert its share of all positions, and the inputs of which it has the most, against that share."""
     by_group = np.stack([load[labels == number].sum(axis=0) for number in range(len(names))])  # (groups, experts)
     of_all = load.sum(axis=0) / load.sum()
-    of_group = by_group / by_group.sum(axis=1, keepdims=True)
+    of_group = by_group / np.maximum(by_group.sum(axis=1, keepdims=True), 1)  # a group may have no input
     rows = []
     for expert, share in enumerate(of_all):
         times = of_group[:, expert] / max(share, 1e-9)
