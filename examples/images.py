@@ -1,8 +1,8 @@
 """Classifies images with a mixture of experts over the positions of a feature map, beside dense layers in its place.
 
 Two or more convolutions make a map of features, each position of which goes to the experts that the gate picks for it.
-In the twin network a dense layer of the same multiply-adds stands there, and in a third one of as many hidden units as
-all experts have, which takes several times as many: where it is not better, more capacity is not what is wanted.
+In the twin network a dense layer of the same multiply-adds stands there. In a third, "wide", it has as many hidden units
+as all experts together, and takes the arithmetic of all: where that is no better either, capacity is not what is missing.
 
 Without arguments the images are the 1,797 digits that come with scikit-learn; with `--data`, a directory with a folder
 of images for each class.
@@ -291,7 +291,7 @@ def show_experts(load: np.ndarray, labels: np.ndarray, names: list[str], kind: s
     rows = []
     for expert, share in enumerate(of_all):
         times = of_group[:, expert] / max(share, 1e-9)
-        best = [f"{names[i]} (x {times[i]:.1f})" for i in np.argsort(-times)[:3] if times[i] > 1]
+        best = [f"{names[i]} (x {times[i]:.1f})" for i in np.argsort(-times)[:3] if times[i] >= 1.1]
         rows.append({"expert": expert, "share of positions": f"{share:.1%}", f"most for {kind}": ", ".join(best)})
     return format_table(rows)
 
