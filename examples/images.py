@@ -1,8 +1,8 @@
 """Classifies images with a mixture of experts over the positions of a feature map, beside dense layers in its place.
 
 Two or more convolutions make a map of features, each position of which goes to the experts that the gate picks for it.
-In the twin network a dense layer of the same multiply-adds stands there. In a third, "wide", it has as many hidden units
-as all experts together, and takes the arithmetic of all: where that is no better either, capacity is not what is missing.
+In the twin network a dense layer of the same multiply-adds stands there. In a third, "wide", it has as many hidden
+units as all experts together, and takes the arithmetic of all: where that is no better either, capacity is not missing.
 
 Without arguments the images are the 1,797 digits that come with scikit-learn; with `--data`, a directory with a folder
 of images for each class.
@@ -268,6 +268,8 @@ def verdict(moe: list[Run], dense: list[Run]) -> str:
     """Whether the mixture is right more often in the test, by more than chance of seeds and of test inputs explains."""
     ahead = np.array([m.test.right * 1.0 - d.test.right for m, d in zip(moe, dense, strict=True)])  # (seeds, inputs)
     by_seed, by_input = ahead.mean(axis=1), ahead.mean(axis=0)
+    if len(by_seed) == 1:
+        return f"One seed does not tell whether the mixture beats its dense twin: {100 * ahead.mean():+.2f} points."
     error = max(standard_error(by_seed), standard_error(by_input))
     if abs(ahead.mean()) <= 2 * error:
         outcome = "The mixture neither beats its dense twin nor loses to it"
@@ -280,7 +282,7 @@ def verdict(moe: list[Run], dense: list[Run]) -> str:
 
 
 def standard_error(values: np.ndarray) -> float:
-    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+    return float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def show_experts(load: np.ndarray, labels: np.ndarray, names: list[str], kind: str) -> str:
