@@ -5,6 +5,7 @@ import io
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
 
@@ -28,7 +29,7 @@ def run(example: Path, *arguments: object) -> Outcome:
     folder = example if example.is_dir() else example.parent
     with (
         mock.patch.object(sys, "argv", [str(example), *map(str, arguments)]),
-        mock.patch.object(sys, "path", [str(folder), *sys.path]),
+        _imports_from(folder),
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
     ):
@@ -39,8 +40,21 @@ def run(example: Path, *arguments: object) -> Outcome:
             if isinstance(code, str):
                 stderr.write(code)
                 code = 1
+    return Outcome(code, stdout.getvalue(), stderr.getvalue())
+
+
+def load(example: Path) -> SimpleNamespace:
+    """What a program defines, without running it, to call its parts."""
+    with _imports_from(example.parent):
+        return SimpleNamespace(**runpy.run_path(str(example)))
+
+
+@contextlib.contextmanager
+def _imports_from(folder: Path):
+    with mock.patch.object(sys, "path", [str(folder), *sys.path]):
+        try:
+            yield
         finally:
             for name, module in list(sys.modules.items()):
                 if str(EXAMPLES) in str(getattr(module, "__file__", None)):
                     del sys.modules[name]
-    return Outcome(code, stdout.getvalue(), stderr.getvalue())
