@@ -1,4 +1,4 @@
-"""Trains the paper's translation model beside a dense one of equal multiply-adds, tests both, and exports them.
+"""Trains the paper's translation model, or it beside a dense one of equal multiply-adds, tests, and exports.
 
 Without arguments one model learns to translate numbers written in words in the paper's twelve directions, English to
 and from French, German, Japanese, Korean, Portuguese and Spanish, and is tested on numbers that it has not seen in any.
@@ -12,7 +12,7 @@ alone.
 The model is that of appendix E but for its sizes; trained by Adam with a cosine in the place of the paper's schedule,
 with clipping and, for files, label smoothing; `--gate strictly_balanced` is the paper's for one pair of languages.
 
-It prints a table of BLEU by direction, with the signatures that say how it was computed, and some translations. Both
+It prints a table of BLEU by direction, with the signatures that say how it was computed, and some translations. The
 models go to `--output`, each with its pieces as a SavedModel from strings to strings, see `examples/serve.py`. Started
 again after an interruption, the same command goes on.
 """
@@ -42,7 +42,8 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--multilingual", action="store_true", help="one model for all directions of --data")
     add("--pivot", metavar="LANGUAGE", help="of these directions only those to and from this language")
     add("--test", metavar="NAME", help="test files, such as test_2016_flickr; needed where there are several")
-    add("--models", nargs="+", choices=("moe", "dense"), default=["moe", "dense"], help="default: both")
+    both = ("moe", "dense")
+    add("--models", nargs="+", choices=both, help="default: moe for numbers, both for files")
     add("--gate", default="noisy_top_k", choices=("noisy_top_k", "strictly_balanced"), help="default: %(default)s")
     for name, (for_numbers, for_files, kind, meaning) in SETTINGS.items():
         options = {"nargs": 2} if isinstance(for_files, list) else {}
@@ -59,6 +60,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         parser.error("--data needs either --source and --target, or --multilingual")
     if not options.data and (options.source or options.target or options.multilingual or options.pivot or options.test):
         parser.error("numbers come in the paper's twelve directions: other ones need --data")
+    options.models = options.models or (both if options.data else ("moe",))
     for name, (for_numbers, for_files, _, _) in SETTINGS.items():
         if getattr(options, name) is None:
             setattr(options, name, for_files if options.data else for_numbers)

@@ -73,7 +73,7 @@ class TranslationExampleTest(TestCase):
 
     def test_numbers(self):
         output = self.folder / "numbers"
-        out = self.python(EXAMPLE, "--smoke", "--output", output).stdout
+        out = self.python(EXAMPLE, "--smoke", "--models", "moe", "dense", "--output", output).stdout
         self.assertIn("12 directions: de-en en-de en-es en-fr en-ja en-ko en-pt es-en fr-en ja-en ko-en pt-en", out)
         self.assertIn("train: 4,560 pairs\n", out)
         self.assertRegex(out, r"\| direction \| moe: exact match \| moe: BLEU \| dense: exact match \| dense: BLEU \|")
