@@ -27,12 +27,12 @@ from images import (
     check_folders,
     compare,
     middles,
-    positive,
     show_comparison,
     show_experts,
     split,
     verdict,
 )
+from language_model import positive
 
 RATE = 8000  # samples a second of the generated sounds
 NUM_CLASSES = 8

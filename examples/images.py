@@ -24,6 +24,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
+from language_model import positive
 
 from tf_moe.gates import NoisyTopK
 from tf_moe.layers import SparseMoE, record_routings
@@ -58,13 +59,6 @@ def add_common_arguments(parser, experts: int, hidden: int, epochs: int, learnin
     )
     parser.add_argument("--seeds", default=5, help="trainings of each network (default: %(default)s)", **number)
     parser.add_argument("--smoke", action="store_true", help="a tiny run, to see that all works")
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
 
 
 class Part(NamedTuple):

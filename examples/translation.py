@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 import keras
+from language_model import positive, share
 from translating.data import Data, load
 from translating.export import export
 from translating.score import Outcome, import_sacrebleu, score, show_examples, show_table
@@ -68,20 +69,6 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         options.limit, options.width, options.units, options.hidden, options.experts = 400, 16, 16, 16, 4
         options.steps, options.points, options.tokens, options.longest, options.save_every = 6, 2, 256, 32, 3
     return options
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
-
-
-def share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to under 1, not {value}")
-    return value
 
 
 # Name: (for numbers in words, for files, type, meaning).

@@ -1,9 +1,9 @@
 from absl.testing import parameterized
 
 import tf_moe
-from docs.public import documentation, public_modules, public_names
 from tests.docs.base import ExamplesTestCase
 from tests.docs.examples import run
+from tests.docs.public import documentation, public_modules, public_names
 
 PUBLIC = public_names()
 MODULES = {module.__name__: module for module in public_modules() if module is not tf_moe}

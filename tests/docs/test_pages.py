@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
-from docs.public import public_names
 from tests.base import TestCase
+from tests.docs.public import public_names
 from tests.text.files import new_folder
 
 ROOT = Path(__file__).parents[2]
@@ -28,13 +28,13 @@ class Page(html.parser.HTMLParser):
 
 
 class PagesTest(TestCase):
-    """The pages as `python -m docs` builds them."""
+    """The pages as `python -m tests.docs` builds them."""
 
     def test_pages(self):
         folder = new_folder(self).resolve()
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
         built = subprocess.run(
-            [sys.executable, "-m", "docs", folder], cwd=ROOT, env=environment, capture_output=True, text=True
+            [sys.executable, "-m", "tests.docs", folder], cwd=ROOT, env=environment, capture_output=True, text=True
         )
         self.assertEqual(built.returncode, 0, built.stderr)
         self.assertNotIn("Warning", built.stderr)

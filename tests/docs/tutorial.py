@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.docs.examples import run_block
 
 ROOT = Path(__file__).parents[2]
-TUTORIAL = ROOT / "docs" / "tutorial.md"
+TUTORIAL = ROOT / "examples" / "tutorial.md"
 # A block, and below it what it printed, if that stands there.
 _STEP = re.compile(r"```python\n(?P<block>.*?)```\n(\n```text\n(?P<printed>.*?)```\n)?", re.DOTALL)
 

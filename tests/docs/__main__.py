@@ -1,4 +1,4 @@
-"""Builds the pages of the documentation: `python -m docs [directory]`, which is `docs/site` by default."""
+"""Builds the pages of the documentation: `python -m tests.docs [directory]`, by default `runs/docs`."""
 
 import sys
 import types
@@ -12,9 +12,10 @@ import pdoc.render
 import tensorflow as tf
 
 import tf_moe
-from docs.public import public_modules, value_docstring
+from tests.docs.public import public_modules, value_docstring
 
 HERE = Path(__file__).parent
+TUTORIAL = HERE.parents[1] / "examples" / "tutorial.md"
 
 # Where users import from what signatures name, the most particular place last.
 PLACES = {
@@ -42,7 +43,7 @@ def main(directory: Path) -> None:
     pdoc.render.configure(docformat="google", footer_text=footer, template_directory=HERE)  # where custom.css is
 
     pages = {module.__name__: page_of(module) for module in public_modules()}
-    tutorial = types.ModuleType("tf_moe.tutorial", (HERE / "tutorial.md").read_text(encoding="utf-8"))
+    tutorial = types.ModuleType("tf_moe.tutorial", TUTORIAL.read_text(encoding="utf-8"))
     pages[tutorial.__name__] = pdoc.doc.Module(tutorial)
     for name, page in pages.items():
         page.submodules = [pages[other] for other in pages if other.rpartition(".")[0] == name]
@@ -84,4 +85,4 @@ def describes(cls: type, member: pdoc.doc.Doc) -> bool:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "site")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/docs"))
