@@ -1,8 +1,6 @@
-"""What every gate in `GATES` must do: a new one needs a case here, and tests of its own for what is its own."""
+"""What every gate in `GATES` must do. A new one needs a case in `cases.py`, and tests of what is its own."""
 
 import inspect
-from collections.abc import Callable
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -11,127 +9,15 @@ from absl.testing import parameterized
 
 from tests import references
 from tests.base import TestCase
+from tests.gates.cases import CASES, D, T
 from tests.gates.helpers import dense, fix_noise, random_weights
 from tests.mesh.helpers import Program, strategy_on
 from tf_moe import gates
-from tf_moe.gates.hash import assignments
 from tf_moe.layers import SparseMoE
 from tf_moe.losses import cv_squared
-from tf_moe.ops.ties import code_tokens
 
-T, D, G = 12, 3, 3
-BIAS = np.array([0.3, 0.0, -0.2, 0.1])  # of BiasBalanced
+G = 3
 
-
-class Case(NamedTuple):
-    """A gate, and its formula in float64.
-
-    Attributes:
-        values: From tokens (T, D), the gate's weights by name, its noises and whether it trains to gate values (T, E).
-        num_experts: As the gate has it.
-        k: As the gate has it.
-        noises: Shapes of what the gate draws in training for T tokens.
-        logits: From tokens, weights, noises and gate values in training to the logits that its z-loss is about, a list
-            of matrices; None for a gate without.
-        options: Arguments of the gate that are not their defaults.
-    """
-
-    values: Callable
-    num_experts: int | tuple[int, int] = 4
-    k: int | tuple[int, int] | None = 2
-    noises: tuple = ()
-    logits: Callable | None = lambda x, w, noises, gates: [x @ w["kernel"]]
-    options: dict = {}
-
-    @property
-    def total(self):
-        return int(np.prod(self.num_experts))
-
-    def with_z_loss(self, weight=0.1):
-        """The options, and a z-loss where the gate has one."""
-        return {**self.options, **({"z_loss_weight": weight} if self.logits else {})}
-
-
-def scores(x, w):
-    return np.array([references.softmax(h) for h in x @ w["kernel"]])
-
-
-def share(x, k, num_experts):
-    """m, the tokens of an expert that chooses them."""
-    return round(k * len(x) / num_experts)
-
-
-def noisy_top_k(x, w, noises, training):
-    noise = noises[0] if training else np.zeros((len(x), 4))
-    return references.noisy_top_k(x, w["kernel"], w["noise_kernel"], noise, 2)[0]
-
-
-def hierarchical(x, w, noises, training):
-    if not training:
-        noises = np.zeros((len(x), 3)), np.zeros((2 * len(x), 4))
-    noises = noises[0], noises[1].reshape(-1, 2, 4)
-    weights = (w[name] for name in ("kernel", "noise_kernel", "group_kernel", "group_noise_kernel"))
-    return references.hierarchical(x, *weights, noises, (2, 2))[0]
-
-
-def logits_of_levels(x, w, noises, gates):
-    chosen = gates.reshape(-1, 3, 4).sum(axis=2) > 0
-    return [x @ w["kernel"], np.array([x[t] @ w["group_kernel"][group] for t, group in np.argwhere(chosen)])]
-
-
-def strictly_balanced(x, w, noises, training):
-    s = scores(x, w)
-    mask = references.batchwise_mask(s, share(x, 2, 4)) if training else s > w["thresholds"] / 4
-    return references.masked_gates(s, mask)
-
-
-def switch(x, w, noises, training):
-    return references.switch(logits_with_jitter(x, w, noises)[0] if training else x @ w["kernel"])[0]
-
-
-def logits_with_jitter(x, w, noises, gates=None):
-    uniform = np.vectorize(references.normal_cdf)(noises[0])
-    return [x * (1 + 0.2 * (2 * uniform - 1)) @ w["kernel"]]
-
-
-def dense_softmax(x, w, noises, training):
-    return scores(x, w)
-
-
-def expert_choice(x, w, noises, training):
-    return scores(x, w) * references.batchwise_mask(scores(x, w), share(x, 2, 4))
-
-
-def sinkhorn(x, w, noises, training):
-    logits = x @ w["kernel"]
-    balanced = references.sinkhorn(np.exp(logits), 4) if training else logits
-    chosen = np.array([np.isin(np.arange(4), references.top_k_set(row, 2)) for row in balanced])
-    return chosen / (1 + np.exp(-logits))
-
-
-def bias_balanced(x, w, noises, training):
-    return references.bias_balanced(x, w["kernel"], BIAS, 2)
-
-
-def hashed(x, w, noises, training):
-    """By the content of the tokens; by ids in `test_hash.py`."""
-    table = assignments(4, 2, seed=3)
-    values = np.zeros((len(x), 4))
-    np.put_along_axis(values, table[code_tokens(tf.constant(x, tf.float32)) % len(table)], 0.5, axis=1)
-    return values
-
-
-CASES = {
-    "noisy_top_k": Case(noisy_top_k, noises=((T, 4),), options={"noise_kernel_initializer": "ones"}),
-    "hierarchical": Case(hierarchical, (3, 4), (2, 2), ((T, 3), (2 * T, 4)), logits_of_levels),
-    "strictly_balanced": Case(strictly_balanced),
-    "switch": Case(switch, 4, 1, ((T, D),), logits_with_jitter, {"jitter": 0.2, "aux_loss_weight": 0.3}),
-    "dense_softmax": Case(dense_softmax, k=None, options={"kernel_initializer": "ones"}),
-    "expert_choice": Case(expert_choice),
-    "sinkhorn": Case(sinkhorn, options={"iterations": 4}),
-    "bias_balanced": Case(bias_balanced, options={"bias_rate": 0.0}),  # or no call would be like the one before
-    "hash": Case(hashed, logits=None),
-}
 SEVERAL = [name for name in CASES if gates.GATES[name].can_be_several]
 # What is compiled, with a number of gates: several of those that choose by group, and over the batch, stand for all.
 FORMS = [*((name, None) for name in CASES), ("hierarchical", G), ("expert_choice", G)]
@@ -146,10 +32,7 @@ class EveryGateTest(TestCase):
         case = CASES[name]
         gate = gates.get(name, case.num_experts, case.k, seed=3, **{**case.options, **options})
         random_weights(gate, D, self.rng)
-        if name == "strictly_balanced":
-            gate.thresholds.assign([0.01, *self.rng.uniform(0.5, 1.5, 3)])  # the first lets too many pass, and learns
-        if name == "bias_balanced":
-            gate.bias.assign(BIAS)
+        case.prepare(gate, self.rng)
         if noises:
             fix_noise(gate, *noises)
         return gate
@@ -218,11 +101,7 @@ class EveryGateTest(TestCase):
         def compute(x, over_gates, noises, training, **arguments):
             if noises:
                 fix_noise(gate, *noises)
-            with tf.GradientTape() as tape:
-                routing = gate(x, training=training, **arguments)
-                y = tf.reduce_sum(over_gates * dense(routing, case.total)) + routing.loss
-                y += cv_squared(routing.importance) + cv_squared(routing.load)
-            return routing, tape.gradient(y, sources(gate), unconnected_gradients="zero")
+            return decide(gate, x, over_gates, training=training, **arguments)
 
         for training in (False, True):
             masked, slopes = compute(x, over_gates, noises, training, mask=tf.constant(mask))
@@ -330,16 +209,9 @@ class EveryGateTest(TestCase):
         x[~mask] = np.nan
         over_gates = self.normal(T, case.total)
 
-        def compute(gate, x, training, **arguments):
-            with tf.GradientTape() as tape:
-                routing = gate(x, training=training, **arguments)
-                y = tf.reduce_sum(over_gates * dense(routing, case.total)) + routing.loss
-                y += cv_squared(routing.importance) + cv_squared(routing.load)
-            return routing, tape.gradient(y, sources(gate), unconnected_gradients="zero")
-
         for training in (False, True):
-            ours, slopes = compute(gate, x, training, mask=mask, gate_id=ids)
-            expected, wanted = compute(one, wide, training, mask=mask & known)
+            ours, slopes = decide(gate, x, over_gates, training=training, mask=mask, gate_id=ids)
+            expected, wanted = decide(one, wide, over_gates, training=training, mask=mask & known)
             self.assertAllClose(dense(ours, case.total), dense(expected, case.total), rtol=1e-4, atol=1e-5)
             for part in ("importance", "load", "loss"):
                 self.assertAllClose(getattr(ours, part), getattr(expected, part), rtol=1e-4, atol=1e-5, msg=part)
@@ -381,6 +253,15 @@ class EveryGateTest(TestCase):
 def sources(gate):
     """The tensors of its weights: of Keras's variables, a tape gives None for one without gradient, never zeros."""
     return [w.value for w in gate.trainable_variables]
+
+
+def decide(gate, x, over_gates, **arguments):
+    """The routing, and the slopes of a scalar that all of it goes into, each gate value by a number `(T, E)`."""
+    with tf.GradientTape() as tape:
+        routing = gate(x, **arguments)
+        y = tf.reduce_sum(over_gates * dense(routing, over_gates.shape[-1])) + routing.loss
+        y += cv_squared(routing.importance) + cv_squared(routing.load)
+    return routing, tape.gradient(y, sources(gate), unconnected_gradients="zero")
 
 
 def as_one(weight, value):
