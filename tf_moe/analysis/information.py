@@ -165,7 +165,6 @@ class LabelCounter:
         chosen = chosen & (labels >= 0)[:, None]
         number = chosen.sum(axis=1)
         kept = number > 0
-        kept = number > 0
         self._positions.add((labels * self._groups + group)[kept])
         position, _ = np.nonzero(chosen)
         pair = expert_index[chosen] * _LABELS + labels[position]

@@ -20,10 +20,9 @@ def quantize_experts(model: ModelOrLayer, mode: str) -> ModelOrLayer:
 
     "int8": kernels are 8-bit integers, a quarter of float32's memory, with a float32 scale for each expert and output
     column, so that a weight is off by 1/254 of the column's largest at most. The experts that have rows are made floats
-    one after the other, never all at once; what that takes comes on top of the arithmetic, which is as before: measured
-    with 256 experts on two cores, inference took 1.4 to 2.4 times as long. It is an error to train it. "bfloat16":
-    weights, rows and hidden layer are in bfloat16, half of the memory, computed as ever. It can be trained, but small
-    updates are lost in rounding.
+    one after the other, never all at once; what that takes comes on top of the arithmetic, which is as before, so that
+    inference is slower. It is an error to train it. "bfloat16": weights, rows and hidden layer are in bfloat16, half of
+    the memory, computed as ever. It can be trained, but small updates are lost in rounding.
 
     Gate, sum over experts, a shared expert, and all other layers are left alone. `model.quantize("int8")` of Keras does
     it in place, to dense layers too, and those it makes quantize their inputs as well; `model.quantize("int8",
@@ -46,6 +45,9 @@ def quantize_experts(model: ModelOrLayer, mode: str) -> ModelOrLayer:
 
     >>> small = tf_moe.conversion.quantize_experts(model, "int8")
     >>> small.save("served.keras")
+
+    Reference: the scales of columns are those of the vector-wise quantization of Dettmers et al. (2022), LLM.int8()
+    (https://arxiv.org/abs/2208.07339); here rows are not quantized.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}. Received: mode={mode!r}.")
