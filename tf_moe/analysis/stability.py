@@ -78,6 +78,7 @@ def measure_stability(
         ValueError: If a model is not built, has no SparseMoE layer, or two of one name; if the layers are not of like
             number and size; or there is no batch.
         TypeError: If one is no model.
+        ImportError: If SciPy is not installed: `pip install 'tf_moe[analysis]'`.
 
     Example:
 
