@@ -6,7 +6,7 @@ import tensorflow as tf
 from tf_moe import checks
 from tf_moe.gates.gate import Initializer, mask_rows
 from tf_moe.gates.linear import LinearGate
-from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
+from tf_moe.gates.routing import Routing, routing_of_choices
 from tf_moe.ops.choice import read_at
 from tf_moe.ops.ties import code_tokens, top_k_spread
 
@@ -85,11 +85,10 @@ class BiasBalanced(LinearGate):
         logits = self.logits(inputs, gate_id)
         index = top_k_spread(tf.sigmoid(logits) + self.bias, code_tokens(inputs), self.k)
         weights = mask_rows(_weights(read_at(logits, index)), mask)
-        load = count_by_expert(weights, index, self.num_experts)
+        routing = routing_of_choices(index, weights, self.num_experts, self.weighted_z_loss(logits, mask, training))
         if training and self.trainable:
-            self._move_bias(_over_replicas(load))
-        loss = self.weighted_z_loss(logits, mask, training)
-        return Routing(index, weights, None, total_by_expert(weights, index, self.num_experts), load, loss)
+            self._move_bias(_over_replicas(routing.load))
+        return routing
 
     def _move_bias(self, load: tf.Tensor) -> None:
         # Both sides of mean - load times E: whole numbers, whose difference is zero where it should be.

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_moe.gates.gate import Gate, check_choice, mask_rows
-from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
+from tf_moe.gates.routing import Routing, routing_of_choices
 from tf_moe.ops.ties import code_tokens
 
 # Numbers in a table of assignments, about: a megabyte, and rows for 65,536 ids with k = 4.
@@ -80,8 +80,7 @@ class Hash(Gate):
         row = tf.cast(tf.math.floormod(ids, self.period), tf.int32)
         index = tf.gather(tf.constant(self._table), row)
         weights = mask_rows(tf.ones_like(index, tf.float32) / self.k, mask)
-        importance = total_by_expert(weights, index, self.num_experts)
-        return Routing(index, weights, None, importance, count_by_expert(weights, index, self.num_experts))
+        return routing_of_choices(index, weights, self.num_experts)
 
 
 def assignments(num_experts: int, k: int, seed: int) -> np.ndarray:

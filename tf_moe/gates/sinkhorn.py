@@ -6,7 +6,7 @@ import tensorflow as tf
 from tf_moe import checks
 from tf_moe.gates.gate import Initializer, mask_rows
 from tf_moe.gates.linear import LinearGate
-from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
+from tf_moe.gates.routing import Routing, routing_of_choices
 from tf_moe.ops.choice import read_at
 from tf_moe.ops.ties import code_tokens, top_k_spread
 
@@ -77,9 +77,7 @@ class Sinkhorn(LinearGate):
         scores = logits + balance(logits, self.iterations, mask) if training else logits
         index = top_k_spread(scores, code_tokens(inputs), self.k)
         weights = mask_rows(tf.math.sigmoid(read_at(logits, index)), mask)
-        load = count_by_expert(weights, index, self.num_experts)
-        loss = self.weighted_z_loss(logits, mask, training)
-        return Routing(index, weights, None, total_by_expert(weights, index, self.num_experts), load, loss)
+        return routing_of_choices(index, weights, self.num_experts, self.weighted_z_loss(logits, mask, training))
 
     def get_config(self):
         return {**super().get_config(), "iterations": self.iterations}

@@ -7,7 +7,7 @@ from tf_moe import checks
 from tf_moe.gates.choice import choose
 from tf_moe.gates.gate import Initializer, mask_rows
 from tf_moe.gates.linear import LinearGate, check_fixed
-from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
+from tf_moe.gates.routing import Routing, routing_of_choices
 from tf_moe.losses import switch_loss
 from tf_moe.ops.ties import code_tokens
 
@@ -74,12 +74,11 @@ class Switch(LinearGate):
     def call(self, inputs, mask=None, training=False, gate_id=None) -> Routing:
         logits = self.logits(self._jittered(inputs) if training and self.jitter else inputs, gate_id)
         index, weights = choose(logits, code_tokens(inputs), self.k)
-        weights = mask_rows(weights, mask)
-        load = count_by_expert(weights, index, self.num_experts)
+        routing = routing_of_choices(index, mask_rows(weights, mask), self.num_experts)
         loss = self.weighted_z_loss(logits, mask, training)
         if training and self.aux_loss_weight:
-            loss += self.aux_loss_weight * switch_loss(load, tf.nn.softmax(logits, axis=-1), mask)
-        return Routing(index, weights, None, total_by_expert(weights, index, self.num_experts), load, loss)
+            loss += self.aux_loss_weight * switch_loss(routing.load, tf.nn.softmax(logits, axis=-1), mask)
+        return routing._replace(loss=loss)
 
     def _jittered(self, inputs):
         # The normal distribution's own function makes uniform numbers of normal ones, here in -1..1. So what is drawn,
