@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from tests.base import TestCase
 from tests.mesh.helpers import Program, strategy_on
+from tests.references import normal_cdf
 from tf_moe.mesh import noise
 
 
@@ -17,9 +18,24 @@ class NoiseTest(TestCase):
 
         return Program(strategy, function)(seed).reshape(-1)
 
+    def test_distribution(self):
+        """The share of the numbers below each x is the normal distribution's, by Kolmogorov and Smirnov."""
+        seed = self.rng.integers(0, 2**31, 2).astype("int32")
+        numbers = np.sort(tf.reshape(noise.normal([500, 200], seed, None), [-1]))
+        rank = np.arange(1, len(numbers) + 1) / len(numbers)
+        distance = np.abs(np.vectorize(normal_cdf)(numbers) - rank).max()
+        self.assertLess(distance, 2.5 / len(numbers) ** 0.5)  # beyond by chance once in 130,000 times
+
+    def test_extremes_are_finite_and_symmetric(self):
+        extremes = tf.constant([0.0, 1 - 2.0**-23])
+        with mock.patch.object(tf.random, "stateless_uniform", return_value=extremes):
+            lowest, highest = noise.normal([2], tf.constant([0, 0]), None).numpy()
+        self.assertAllClose(normal_cdf(np.float64(lowest)), 2.0**-24, rtol=1e-3, atol=0)
+        self.assertEqual(lowest, -highest)
+
     def test_the_numbers_of_one_device(self):
         seed = self.rng.integers(0, 2**31, 2).astype("int32")
-        expected = tf.reshape(tf.random.stateless_normal([1024, 4], seed), [-1])
+        expected = tf.reshape(noise.normal([1024, 4], seed, None), [-1])
         for mesh in ((2, 1), (4, 2)):
             self.assertAllEqual(self.draw(mesh, seed), expected)
 
@@ -29,5 +45,5 @@ class NoiseTest(TestCase):
         with mock.patch.object(noise, "LARGEST_COMMON_DRAW", 4095):
             numbers = self.draw((2, 1), seed)
         self.assertGreater(len(np.unique(numbers)), 4080)  # a pair may be equal by chance; one stream twice leaves 2048
-        self.assertNotAllClose(numbers, tf.reshape(tf.random.stateless_normal([1024, 4], seed), [-1]))
+        self.assertNotAllClose(numbers, tf.reshape(noise.normal([1024, 4], seed, None), [-1]))
         self.assertAllClose([numbers.mean(), numbers.std()], [0, 1], atol=0.08)  # five standard deviations

@@ -159,7 +159,7 @@ class Gate(keras.layers.Layer):
     def noise(self, shape: tf.Tensor) -> tf.Tensor:
         """Standard normal float32 numbers, new in every call."""
         seed, shards = next_seed(self.seed_generator), current_shards()
-        return normal(tf.get_static_value(shape), seed, shards) if shards else tf.random.stateless_normal(shape, seed)
+        return normal(tf.get_static_value(shape) if shards else shape, seed, shards)
 
     def get_config(self):
         config = super().get_config()
