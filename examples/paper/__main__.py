@@ -26,7 +26,7 @@ from tf_moe.models import PAPER
 
 SETTINGS = ("steps", "batch", "time", "rate", "dropout", "points", "patience", "held_out")
 # What a study has where nothing is asked for: training steps, and looks at the validation text.
-STEPS = {"family": 2000, "budgets": 1000, "balance": 500, "ablations": 500, "gates": 500, "low_resource": 600}
+STEPS = {"family": 2000, "budgets": 1000, "balance": 500, "ablations": 1000, "gates": 1000, "low_resource": 600}
 POINTS = {"low_resource": 12}
 
 

@@ -69,9 +69,9 @@ def plot_ablations(rows: list[dict[str, str]], folder: Path, title: str) -> None
 
 
 def plot_gates(rows: list[dict[str, str]], folder: Path, title: str) -> None:
-    """Test perplexity, balance and speed with each gate, the best perplexity first."""
+    """Test perplexity and balance with each gate, the best perplexity first."""
     columns = {"test_perplexity": "test perplexity", "max_over_mean_load": "max / mean load"}
-    columns["tokens_per_second"] = "tokens/s in training"
+    columns["dropped_at_1.25"] = "dropped at capacity 1.25"
     plot_variants(rows, columns, folder / "gates.png", title)
 
 

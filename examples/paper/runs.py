@@ -1,6 +1,7 @@
 """What there is to run for each study: networks, seeds, and what is changed about their mixture."""
 
 import dataclasses
+import math
 from typing import Any
 
 import tf_moe
@@ -121,8 +122,9 @@ def ablations(options) -> list[Run]:
     for network in _mixtures(options):
         runs += [Run(network, variant, changes) for variant, changes in variants.items()]
         runs.append(Run(network, DENSE_TWIN))
-        if f"{network}-h" in PAPER:
-            runs.append(Run(f"{network}-h"))
+        if isinstance(experts := PAPER[network].num_experts, int):
+            groups = 2 ** (int(math.log2(experts)) // 2)
+            runs.append(Run(network, "hierarchical", fields={"num_experts": (groups, experts // groups), "k": (2, 2)}))
     return runs
 
 

@@ -12,13 +12,13 @@ KEYS = (
 )  # fmt: skip
 OUTCOMES = (
     "parameters", "ops_per_timestep", "floor", "tokens", "seconds", "tokens_per_second", "test_perplexity",
-    "importance_cv", "load_cv", "max_over_mean_load", "gradient_norm_mean", "gradient_norm_max",
+    "importance_cv", "load_cv", "max_over_mean_load", "dropped_at_1.25", "gradient_norm_mean", "gradient_norm_max",
     "validation_perplexity",
 )  # fmt: skip
 COLUMNS = (*KEYS, *OUTCOMES)
 SHOWN = (
     "network", "variant", "width", "fraction", "seed", "parameters", "ops_per_timestep", "tokens_per_second",
-    "test_perplexity", "importance_cv", "load_cv", "max_over_mean_load", "gradient_norm_max",
+    "test_perplexity", "importance_cv", "load_cv", "max_over_mean_load", "dropped_at_1.25", "gradient_norm_max",
 )  # fmt: skip
 
 

@@ -16,6 +16,9 @@ from tf_moe.analysis import count, measure_usage
 from tf_moe.models import Perplexity
 from tf_moe.optimizers import FactoredAdam, optimizer_for
 
+# Room for each expert, in its fair share of the batch, for a column that says what such a layout would drop.
+TIGHT = 1.25
+
 
 def train(run: Run, data: Data, options: argparse.Namespace) -> dict[str, Any]:
     """The row of one run."""
@@ -29,7 +32,7 @@ def train(run: Run, data: Data, options: argparse.Namespace) -> dict[str, Any]:
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=[Perplexity()],
     )
-    norm, clock = GradientNorm(data.validation.take(8)), StepTimes()
+    norm, clock = GradientNorm(data.validation.take(2)), StepTimes()
     # Text may be learned by heart: what is tested is what was best on the validation text.
     best = keras.callbacks.EarlyStopping("val_loss", patience=options.patience, restore_best_weights=True)
     points = min(options.points, options.steps)
@@ -60,6 +63,9 @@ def train(run: Run, data: Data, options: argparse.Namespace) -> dict[str, Any]:
     if network.num_experts is not None:
         usage = measure_usage(model, data.test)["moe"]
         row |= {name: getattr(usage, name) for name in ("importance_cv", "load_cv", "max_over_mean_load")}
+        tight = network.build(data.vocabulary_size, **run.arguments(network) | {"capacity_factor": TIGHT})
+        tight.set_weights(model.get_weights())
+        row["dropped_at_1.25"] = measure_usage(tight, data.test)["moe"].dropped_fraction
     return row
 
 
