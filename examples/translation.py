@@ -13,8 +13,8 @@ The model is that of appendix E but for its sizes; trained by Adam with a cosine
 with clipping and, for files, label smoothing; `--gate strictly_balanced` is the paper's for one pair of languages.
 
 It prints a table of BLEU by direction, with the signatures that say how it was computed, and some translations. The
-models go to `--output`, each with its pieces as a SavedModel from strings to strings, see `examples/serve.py`. Started
-again after an interruption, the same command goes on.
+models go to `--output`, each with its pieces as a SavedModel from strings to strings, see `examples/serve.py`; so do
+pages of what each expert is for. Started again after an interruption, the same command goes on.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from pathlib import Path
 import keras
 from language_model import positive, share
 from translating.data import Data, load
+from translating.experts import write_experts
 from translating.export import export
 from translating.score import Outcome, import_sacrebleu, score, show_examples, show_table
 from translating.train import network_of, train
@@ -104,6 +105,8 @@ def run(model: Translator, data: Data, options: argparse.Namespace) -> list[Outc
     perplexity = train(model, data, options)
     model.save(options.output / f"{model.name}.keras")
     export(model, data.pieces, options, options.output / f"{model.name}-served")
+    if model.name == "moe":
+        write_experts(model, data.pieces, data.validation, options.output)
     return [score(model, test, data.pieces, perplexity, options) for test in data.tests]
 
 

@@ -80,6 +80,11 @@ class TranslationExampleTest(TestCase):
         self.assertLen(re.findall(r"^\| \w\w-\w\w( \| [\d.]+ % \| [\d.]+){2} \|$", out, re.MULTILINE), 12)
         self.assertRegex(out, r"BLEU nrefs:1\|case:mixed\|eff:no\|tok:char\|smooth:exp\|version:[\d.]+: de-en en-de")
         self.assertRegex(out, r"validation perplexity: moe [\d.]+, dense [\d.]+")
+        pages = [(output / f"moe-{layer}.html").read_text() for layer in ("encoder_moe", "decoder_moe")]
+        for number in range(4):
+            self.assertIn(f"Expert {number}", "".join(pages))
+        self.assertRegex(pages[0], r"<b> ?[a-z]+</b>")
+        self.assertNotIn("\u2581", "".join(pages))
         # What is served answers as the model did in the process that trained it.
         source, translation = re.search(r"en-fr\n  source     (.*)\n  reference  .*\n  moe        (.*)", out).groups()
         self.check_served(output / "moe-served", source, translation, "--to", "fr")
