@@ -1,15 +1,17 @@
 """The gate in training, as a multiple of its own matrix products; hierarchical gates as a share of the flat one.
 
     python examples/benchmarks/gate.py
+    python examples/benchmarks/gate.py --kinds --experts 256
 
-A step is the forward and the backward pass of noisy top-k gating with both losses, with fresh inputs and noise.
+A step is the forward and the backward pass of noisy top-k gating with both losses, with fresh inputs and noise. With
+`--kinds`, of every gate there is, as a multiple of noisy top-k's, with 4 experts for a token where a gate leaves that.
 """
 
 import tensorflow as tf
 from arguments import make_parser, parse
 from timing import interleave, print_table
 
-from tf_moe.gates import Hierarchical, NoisyTopK
+from tf_moe.gates import GATES, Hierarchical, NoisyTopK
 from tf_moe.losses import cv_squared
 
 
@@ -59,11 +61,30 @@ def measure(experts, groups, options):
     return row | {"hierarchical": f"{groups}x{experts // groups}" if groups else "", "/ flat, CPU": share}
 
 
+def measure_kinds(experts, groups, options):
+    """A row for each gate; that of all experts for every token has 4, which is the same arithmetic."""
+    gates = {"dense_softmax": GATES["dense_softmax"](4), "switch": GATES["switch"](experts)}
+    others = GATES.keys() - {"dense_softmax", "switch", "hierarchical"}
+    gates |= {name: GATES[name](experts, 4) for name in others}
+    if groups:
+        gates["hierarchical"] = Hierarchical((groups, experts // groups), (2, 2))
+    calls = {name: gate_step(gate, options.width) for name, gate in gates.items()}
+    times = interleave(calls, lambda: (tf.random.normal([options.tokens, options.width]),), options.repetitions)
+    base = times["noisy_top_k"]
+    for name, time in sorted(times.items(), key=lambda item: item[1].cpu):
+        row = {"experts": gates[name].num_experts, "gate": name, "CPU ms": time.cpu}
+        yield row | {"/ noisy_top_k, CPU": time.cpu / base.cpu, "clock": time.wall / base.wall}
+
+
 def main(arguments=None):
     parser = make_parser(__doc__, experts=[16, 256, 1024, 4096], tokens=4096, width=512, repetitions=15)
+    parser.add_argument("--kinds", action="store_true", help="every gate there is, beside noisy top-k")
     options = parse(parser, arguments, experts=[64], tokens=32, width=16, repetitions=1)
     groups = {64: 8, 256: 16, 1024: 32, 4096: 64}
-    print_table(measure(experts, groups.get(experts), options) for experts in options.experts)
+    if options.kinds:
+        print_table(row for experts in options.experts for row in measure_kinds(experts, groups.get(experts), options))
+    else:
+        print_table(measure(experts, groups.get(experts), options) for experts in options.experts)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class BenchmarksTest(TestCase):
         ("layer", ["layer.py", "--skews", "0", "0.7", "--against", "einsum", "per_expert", "all"], "| 64x8 | 0.70 |"),
         ("batching", ["batching.py"], "| 2 | 8 | 4.00 |"),
         ("gate", ["gate.py"], "| 64 |"),
+        ("gates", ["gate.py", "--kinds"], "| (8, 8) | hierarchical |"),
         ("inference", ["inference.py"], "| 2 |"),
         ("large", ["large.py"], "| 8 |"),
         ("lstm", ["lstm.py", "--jit"], "| 2x3x4 |"),
