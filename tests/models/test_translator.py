@@ -178,6 +178,7 @@ class TranslatorTest(TestCase):
         ({"dropout": 2}, "dropout=2"),
         ({"gate": None}, "gate=None"),
         ({"gate": "balanced"}, "gate='balanced'"),
+        ({"gate": "expert_choice"}, "gate='expert_choice' choose among all words of a target"),
         ({"num_experts": (2, 2), "k": (1, 1)}, r"num_experts=\(2, 2\)"),
         ({"attention": "dot"}, "attention='dot'"),
         ({"moe": {"k": 2, "seed": 1}}, "Pass k to Translator itself. Received: moe={'k': 2, 'seed': 1}"),
@@ -187,6 +188,18 @@ class TranslatorTest(TestCase):
     def test_bad_arguments(self, arguments, pattern):
         with self.assertRaisesRegex(ValueError, pattern):
             Translator(**{**SIZES, **arguments})
+
+    @parameterized.parameters(
+        ({"gate": "noisy_top_k"}, (0.01, 0.01)),
+        ({"gate": "strictly_balanced"}, (0.01, 0.01)),
+        ({"gate": "bias_balanced"}, (0.0, 0.0)),
+        ({"gate": "bias_balanced", "load_weight": 0.2}, (0.0, 0.2)),
+        ({"gate": "noisy_top_k", "importance_weight": 0.0}, (0.0, 0.01)),
+    )
+    def test_balance_losses_are_what_the_gate_needs(self, arguments, weights):
+        model = Translator(**{**SIZES, **arguments})
+        self.assertEqual((model.decoder_moe.importance_weight, model.decoder_moe.load_weight), weights)
+        self.assertEqual((model.get_config()["importance_weight"], model.get_config()["load_weight"]), weights)
 
     def test_bad_calls(self):
         model, (source, target) = Translator(**{**SIZES, "num_experts": None}), self.texts()

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
+from tf_moe.gates import GATES
 from tf_moe.layers import LSTM, AttentiveLSTM, AttentiveState, SparseMoE
 from tf_moe.layers.attention import SCORES
 from tf_moe.models.beam_search import beam_search
@@ -75,8 +76,9 @@ class Translator(keras.Model):
         k: Number of experts for each position, or a pair. Default 4. Without experts it has no meaning.
         gate: Name of the gate: "strictly_balanced", the default and the paper's for one pair of languages, or
             "noisy_top_k", the paper's for several, and the one for two levels.
-        importance_weight: Weight of the importance loss of each mixture. Default 0.01.
-        load_weight: Weight of the load loss. Default 0.01.
+        importance_weight: Weight of the importance loss of each mixture. Default None: 0.01, the paper's for
+            translation, and 0 for gates that need no such loss.
+        load_weight: Weight of the load loss. Default None: the same.
         dropout: Share of activations dropped. Default 0.4.
         attention: "product", the paper's, or "additive", GNMT's; see `tf_moe.layers.Attention`. Default "product".
         output_activation: Activation of each mixture's output. Default "sigmoid".
@@ -124,8 +126,8 @@ class Translator(keras.Model):
         expert_hidden: int = 2048,
         k: int | tuple[int, int] = 4,
         gate: str = "strictly_balanced",
-        importance_weight: float = 0.01,
-        load_weight: float = 0.01,
+        importance_weight: float | None = None,
+        load_weight: float | None = None,
         dropout: float = 0.4,
         attention: str = "product",
         output_activation="sigmoid",
@@ -150,6 +152,13 @@ class Translator(keras.Model):
             raise ValueError(f"attention must be one of {SCORES}. Received: attention={attention!r}.")
         if not isinstance(gate, str):
             raise ValueError(f"gate must be a name, of which each mixture makes a gate. Received: gate={gate!r}.")
+        if gate == "expert_choice":
+            raise ValueError(
+                "The experts of gate='expert_choice' choose among all words of a target, and a decoder must not know "
+                "those to come. Pass another gate, such as 'noisy_top_k'."
+            )
+        importance_weight = _default_balance_weight(gate) if importance_weight is None else importance_weight
+        load_weight = _default_balance_weight(gate) if load_weight is None else load_weight
         self._config = {
             "vocabulary_size": self.vocabulary_size,
             "width": self.width,
@@ -348,6 +357,12 @@ class Translator(keras.Model):
 
     def get_config(self):
         return {**super().get_config(), **self._config}
+
+
+def _default_balance_weight(gate: str) -> float:
+    """Of each balance loss: the paper's for translation, or 0; an unknown gate is left to the layer to refuse."""
+    needs_loss = gate not in GATES or GATES[gate].balance_weight > 0
+    return 0.01 if needs_loss else 0.0
 
 
 def _dense(width, hidden, output_activation, name, policy):
