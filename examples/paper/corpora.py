@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -76,5 +77,5 @@ def text(options) -> Data:
             windows = windows.take(max(1, round(fraction * vocabulary.num_tokens / options.time))).cache()
         return windows.shuffle(100_000, seed).repeat().batch(options.batch, drop_remainder=True)
 
-    name = f"{options.corpus}, {options.words} words"
+    name = f"{Path(options.corpus).resolve().name}, {options.words} words"
     return Data(name, len(vocabulary), train, held_out(corpus.validation), held_out(corpus.test), None)
