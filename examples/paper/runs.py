@@ -121,7 +121,10 @@ def ablations(options) -> list[Run]:
     runs = []
     for network in _mixtures(options):
         runs += [Run(network, variant, changes) for variant, changes in variants.items()]
-        runs.append(Run(network, DENSE_TWIN))
+        dense = Run(network, DENSE_TWIN, width=options.width)
+        one = {"num_experts": 1, "k": 1, "expert_hidden": dense.shape().expert_hidden}
+        no_sigmoid = {"output_activation": None, "gate": "dense_softmax"}
+        runs += [dense, Run(network, "dense twin, no sigmoid", no_sigmoid, one)]
         if isinstance(experts := PAPER[network].num_experts, int):
             groups = 2 ** (int(math.log2(experts)) // 2)
             runs.append(Run(network, "hierarchical", fields={"num_experts": (groups, experts // groups), "k": (2, 2)}))
