@@ -135,7 +135,7 @@ def gates(options) -> list[Run]:
     """The gates, each as it comes and with its settings changed, over experts of the same size and arithmetic.
 
     Where a token has one expert, or all, there are experts four times as wide, or four. Expert choice is not here: it
-    looks at the words to come.
+    looks at the words to come. The mixture is the layer's default, without the paper's sigmoid at its end.
     """
     variants = {
         "noisy top-k": {},
@@ -160,7 +160,7 @@ def gates(options) -> list[Run]:
         for variant, weight in {"Switch": 0.01, "Switch, loss 0.1": 0.1}.items():
             runs.append(Run(name, variant, {"gate": ("switch", {"aux_loss_weight": weight})}, one))
         runs.append(Run(name, "dense softmax", {"gate": "dense_softmax"}, {"num_experts": network.k}))
-    return runs
+    return [dataclasses.replace(run, changes={"output_activation": None, **run.changes}) for run in runs]
 
 
 def low_resource(options) -> list[Run]:
