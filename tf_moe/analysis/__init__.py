@@ -7,6 +7,7 @@
 from tf_moe.analysis.co_activation import CoActivation, measure_co_activation
 from tf_moe.analysis.counts import Counts, count
 from tf_moe.analysis.dead_experts import DeadExperts
+from tf_moe.analysis.drops import measure_drops
 from tf_moe.analysis.findings import Findings, measure_all
 from tf_moe.analysis.labels import Label
 from tf_moe.analysis.memory import Memory, training_memory
@@ -33,6 +34,7 @@ __all__ = [
     "count",
     "measure_all",
     "measure_co_activation",
+    "measure_drops",
     "measure_specialisation",
     "measure_stability",
     "measure_usage",
