@@ -12,7 +12,7 @@ import tensorflow as tf
 from corpora import Data
 from runs import Run
 
-from tf_moe.analysis import count, measure_usage
+from tf_moe.analysis import count, measure_drops, measure_usage
 from tf_moe.models import Perplexity
 from tf_moe.optimizers import FactoredAdam, optimizer_for
 
@@ -63,9 +63,7 @@ def train(run: Run, data: Data, options: argparse.Namespace) -> dict[str, Any]:
     if network.num_experts is not None:
         usage = measure_usage(model, data.test)["moe"]
         row |= {name: getattr(usage, name) for name in ("importance_cv", "load_cv", "max_over_mean_load")}
-        tight = network.build(data.vocabulary_size, **run.arguments(network) | {"capacity_factor": TIGHT})
-        tight.set_weights(model.get_weights())
-        row["dropped_at_1.25"] = measure_usage(tight, data.test)["moe"].dropped_fraction
+        row["dropped_at_1.25"] = measure_drops(model, data.test, [TIGHT])["moe"][TIGHT]
     return row
 
 

@@ -29,7 +29,8 @@ class PaperTest(TestCase):
             self.assertBetween(float(row["test_perplexity"]), 10, 45)  # after four steps, of 40 words
             self.assertGreater(float(row["gradient_norm_max"]), 0)
             self.assertEqual(row["tokens"], "128")
-        self.assertEqual([row["load_cv"] != "" for row in rows], [True, False])
+        for column in ("load_cv", "dropped_at_1.25"):
+            self.assertEqual([row[column] != "" for row in rows], [True, False])
         output, more = self.run_study(folder, *family, "MoE-4", "--factored")
         self.assertNotIn("done before", output)  # with another optimizer it is another run
         output, more = self.run_study(folder, *family, "MoE-4", "LSTM-2048-512", "MoE-1-Deep")
@@ -98,6 +99,8 @@ class PaperTest(TestCase):
         # One expert of four times the width instead of four.
         experts = [int(row["parameters"]) - 8 * 16 * 16 * 2 for row in rows]
         self.assertEqual(experts, [4 * 2 * 16 * 32 + 16 * 4, 2 * 16 * 128 + 16])
+        for row in rows:
+            self.assertBetween(float(row["dropped_at_1.25"]), 0, 0.75)  # an expert alone keeps at least its share
         self.assertGreater((folder / "gates.png").stat().st_size, 10_000)
 
     def test_wrong_arguments_are_explained(self):
