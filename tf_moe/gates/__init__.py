@@ -1,4 +1,10 @@
-"""Gates: from tokens to a Routing. Each is a Keras layer in a file of its own; a new one is entered in GATES."""
+"""Gates: from tokens to a Routing. Each is a Keras layer in a file of its own; a new one is entered in GATES.
+
+Which to take? Noisy top-k, the default, and on two levels beyond a thousand experts. `BiasBalanced` has no losses to
+tune and the most even load; `StrictlyBalanced` suits large batches of one kind of text; `Switch`, with one expert for a
+token, moves the fewest rows; `Sinkhorn` and `ExpertChoice` look at the batch as a whole, the latter at words to come.
+`DenseSoftmax` and `Hash` are controls. `examples/paper/report.md` compares them in one experiment.
+"""
 
 import keras
 
