@@ -17,7 +17,7 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
-from language_model import Stopwatch, add_model_arguments, complete, format_table, load_data, positive
+from language_model import Stopwatch, add_model_arguments, complete, format_table, load_data, positive, warmup_cosine
 
 import tf_moe
 from tf_moe.analysis.scaling import StepCost, format_costs, step_cost
@@ -61,10 +61,7 @@ def make_model(options, vocabulary_size: int, total_steps: int) -> keras.Model:
     )
     moe = SparseMoE(options.experts, options.hidden, options.k, gate, output_activation="sigmoid", name="moe")
     model = language_model(vocabulary_size, [moe], options.width, options.dropout)
-    warmup = max(1, total_steps // 10)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, total_steps - warmup), alpha=0.05, warmup_target=options.learning_rate, warmup_steps=warmup
-    )
+    schedule = warmup_cosine(options.learning_rate, total_steps, total_steps // 10, alpha=0.05)
     model.compile(
         keras.optimizers.Adam(schedule),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from language_model import positive
+from language_model import positive, warmup_cosine
 
 from tf_moe.gates import NoisyTopK
 from tf_moe.layers import SparseMoE, record_routings
@@ -198,10 +198,7 @@ class Run(NamedTuple):
 
 def train(model: keras.Model, data: Data, options: argparse.Namespace) -> Run:
     steps = options.epochs * math.ceil(len(data.train.labels) / options.batch)
-    warmup = max(1, steps // 10)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, steps - warmup), warmup_target=options.learning_rate, warmup_steps=warmup
-    )
+    schedule = warmup_cosine(options.learning_rate, steps, steps // 10)
     model.compile(
         keras.optimizers.Adam(schedule, global_clipnorm=1.0),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

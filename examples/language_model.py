@@ -151,16 +151,21 @@ class Stopwatch(keras.callbacks.Callback):
         return self.steps / self.seconds if self.seconds else 0.0
 
 
+def warmup_cosine(rate: float, steps: int, warmup: int, alpha: float = 0.0) -> keras.optimizers.schedules.CosineDecay:
+    """Up to the rate in `warmup` of the steps, and down in the rest, as a cosine, to `alpha` of it."""
+    warmup = max(1, warmup)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, steps - warmup), alpha=alpha, warmup_target=rate, warmup_steps=warmup
+    )
+
+
 def train(middle, name: str, data: Data, options) -> dict:
     """Train one model, with some looks at the validation text on the way, and return its row of the table."""
     keras.utils.set_random_seed(options.seed)
     model = language_model(len(data.vocabulary), [middle], options.width, options.dropout, name=name)
     total_steps = data.total_steps
     points = min(2 if options.smoke else 5, total_steps)
-    warmup = max(1, min(500, total_steps // 10))
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, total_steps - warmup), alpha=0.05, warmup_target=options.learning_rate, warmup_steps=warmup
-    )
+    schedule = warmup_cosine(options.learning_rate, total_steps, min(500, total_steps // 10), alpha=0.05)
     model.compile(
         keras.optimizers.Adam(schedule, global_clipnorm=1.0),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -16,7 +16,7 @@ import argparse
 import keras
 import numpy as np
 import tensorflow as tf
-from language_model import positive
+from language_model import positive, warmup_cosine
 
 from tf_moe.analysis import count, measure_specialisation
 from tf_moe.gates import NoisyTopK
@@ -86,10 +86,7 @@ def make_layers(options) -> dict[str, keras.layers.Layer]:
 
 
 def train(model: keras.Model, languages: list[FactLanguage], options) -> None:
-    warmup = max(1, options.steps // 20)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, options.steps - warmup), alpha=0.02, warmup_target=options.rate, warmup_steps=warmup
-    )
+    schedule = warmup_cosine(options.rate, options.steps, options.steps // 20, alpha=0.02)
     model.compile(
         keras.optimizers.Adam(schedule, global_clipnorm=1.0),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -97,6 +94,20 @@ def train(model: keras.Model, languages: list[FactLanguage], options) -> None:
     )
     batches = make_batches(languages, options, options.seed + 1)  # always new ones
     model.fit(batches, steps_per_epoch=options.steps, shuffle=False, verbose=2)
+
+
+def split(batches: tf.data.Dataset, options) -> list[tf.data.Dataset]:
+    """The sequences of each language, which stand one after the other in every batch."""
+
+    def only(n):
+        rows = slice(n * options.batch, (n + 1) * options.batch)
+        return batches.map(lambda *batch: tf.nest.map_structure(lambda x: x[rows], batch))
+
+    return [only(n) for n in range(NUM_LANGUAGES)]
+
+
+def perplexity(model: keras.Model, batches: tf.data.Dataset) -> float:
+    return model.evaluate(batches, verbose=0, return_dict=True)["perplexity"]
 
 
 def main(arguments=None) -> None:
@@ -108,12 +119,9 @@ def main(arguments=None) -> None:
         keras.utils.set_random_seed(options.seed)
         model = build(name, layer, options)
         train(model, languages, options)
-        cost, perplexities = count(model), []
-        for n in range(NUM_LANGUAGES):
-            rows_of = slice(n * options.batch, (n + 1) * options.batch)
-            of_language = test.map(lambda *batch, rows_of=rows_of: tf.nest.map_structure(lambda x: x[rows_of], batch))
-            perplexities.append(model.evaluate(of_language, verbose=0, return_dict=True)["perplexity"])
-        row = [name, f"{cost.parameters:,}", f"{cost.multiply_adds:,}", *(f"{value:.2f}" for value in perplexities)]
+        cost, row = count(model), [name]
+        row += [f"{cost.parameters:,}", f"{cost.multiply_adds:,}"]
+        row += [f"{perplexity(model, part):.2f}" for part in split(test, options)]
         share = ""
         if isinstance(layer, SparseMoE):
             labels = {"language": lambda inputs: np.asarray(inputs["language"])}

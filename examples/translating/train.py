@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import keras
+from language_model import warmup_cosine
 from translating.data import Data
 
 from tf_moe.distribute import Resume
@@ -36,10 +37,7 @@ def network_of(options: argparse.Namespace) -> TranslationNetwork:
 def train(model: Translator, data: Data, options: argparse.Namespace) -> float:
     """Trains the model and returns its perplexity on the validation text."""
     points = min(options.points, options.steps)
-    warmup = max(1, options.steps // 10)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, options.steps - warmup), alpha=0.02, warmup_target=options.rate, warmup_steps=warmup
-    )
+    schedule = warmup_cosine(options.rate, options.steps, options.steps // 10, alpha=0.02)
     model.compile(
         keras.optimizers.Adam(schedule, beta_2=0.98, global_clipnorm=1.0),
         SmoothedCrossentropy(options.smoothing, reduction="mean_with_sample_weight"),
