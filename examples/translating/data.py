@@ -9,7 +9,7 @@ from translating.number_words import HELD_OUT, write_numbers
 from tf_moe.text import ParallelCorpus, ParallelText, Pieces, build_pieces, count_too_long, translation_batches
 
 PIVOT = "en"  # the paper's directions are those to and from English
-LENGTHS = (8, 12, 16, 24, 32, 48, 64)  # of batches, in pieces, and the longest
+LENGTHS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64)  # of batches, in pieces, and the longest
 SHUFFLED = 100_000  # pairs
 
 

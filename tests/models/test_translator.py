@@ -58,6 +58,13 @@ class TranslatorTest(TestCase):
         self.assertAllClose(tf.reduce_sum(weights, -1), tf.ones_like(weights[..., 0]))
         self.assertAllEqual(weights.numpy().sum(1)[source == 0], np.zeros(np.sum(source == 0)))
 
+    def test_embedding_begins_as_large_as_asked(self):
+        default = np.abs(Translator(**SIZES).embedding.embeddings)
+        self.assertLess(default.max(), 1)
+        self.assertGreater(default.max(), 0.5)
+        config = Translator(**SIZES, embeddings_initializer="zeros").get_config()
+        self.assertAllEqual(Translator.from_config(config).embedding.embeddings, np.zeros((V, 4)))
+
     def test_padding_might_as_well_not_be_there(self):
         model, (source, target) = self.model(), self.texts()
         whole = model((source, target))

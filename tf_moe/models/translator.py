@@ -81,7 +81,10 @@ class Translator(keras.Model):
         load_weight: Weight of the load loss. Default None: the same.
         dropout: Share of activations dropped. Default 0.4.
         attention: "product", the paper's, or "additive", GNMT's; see `tf_moe.layers.Attention`. Default "product".
-        output_activation: Activation of each mixture's output. Default "sigmoid".
+        output_activation: Activation of each mixture's output. Default "sigmoid", the paper's; "linear" learns more
+            quickly.
+        embeddings_initializer: Initializer of the embedding. Default None: uniform within 1. With Keras's 0.05 all that
+            comes after is small at first, and the attention is late to find its words.
         start: The id that target ids begin with. Default 2, `tf_moe.text.Vocabulary.END`: what a text begins after.
         end: The id that ends a translation. Default 2.
         moe: Further arguments of `SparseMoE` for both mixtures, as a dict. Default none.
@@ -131,6 +134,7 @@ class Translator(keras.Model):
         dropout: float = 0.4,
         attention: str = "product",
         output_activation="sigmoid",
+        embeddings_initializer=None,
         start: int = 2,
         end: int = 2,
         moe: dict[str, Any] | None = None,
@@ -157,6 +161,9 @@ class Translator(keras.Model):
                 "The experts of gate='expert_choice' choose among all words of a target, and a decoder must not know "
                 "those to come. Pass another gate, such as 'noisy_top_k'."
             )
+        if embeddings_initializer is None:
+            embeddings_initializer = keras.initializers.RandomUniform(-1.0, 1.0)
+        embeddings_initializer = keras.initializers.get(embeddings_initializer)
         importance_weight = _default_balance_weight(gate) if importance_weight is None else importance_weight
         load_weight = _default_balance_weight(gate) if load_weight is None else load_weight
         self._config = {
@@ -174,6 +181,7 @@ class Translator(keras.Model):
             "dropout": dropout,
             "attention": attention,
             "output_activation": keras.activations.serialize(keras.activations.get(output_activation)),
+            "embeddings_initializer": keras.initializers.serialize(embeddings_initializer),
             "start": self.start,
             "end": self.end,
             "moe": dict(moe or {}),
@@ -200,7 +208,9 @@ class Translator(keras.Model):
                 **(moe or {}),
             )
 
-        self.embedding = keras.layers.Embedding(self.vocabulary_size, self.width, name="embedding", dtype=policy)
+        self.embedding = keras.layers.Embedding(
+            self.vocabulary_size, self.width, embeddings_initializer, name="embedding", dtype=policy
+        )
         self.dropout = keras.layers.Dropout(dropout, name="dropout", dtype=policy)
         self.encoder_forward = lstm("encoder_lstm_1_forward")
         self.encoder_backward = lstm("encoder_lstm_1_backward", go_backwards=True)
