@@ -7,17 +7,11 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks, gates
-from tf_moe.dispatch import (
-    DROP_BY,
-    Plan,
-    ShardedPlan,
-    capacity_of,
-    dispatch_capacity,
-    dispatch_sharded,
-    dispatch_sorted,
-)
+from tf_moe.dispatch import DROP_BY, Plan
+from tf_moe.dispatch.choice import make_plan
 from tf_moe.experts import FeedForward, LayerBank
 from tf_moe.experts.policies import policy_with_parts
+from tf_moe.experts.shared import shared_expert
 from tf_moe.gates.ids import attached_mask, check_ids, spread_ids
 from tf_moe.gates.routing import Routing, dense_gates
 from tf_moe.layers.balance import balance_metrics, measure_balance
@@ -251,32 +245,20 @@ class SparseMoE(keras.layers.Layer):
             if not part.built:  # a gate may be shared with another layer
                 part.build((None, width))
         if self.shared_expert_hidden is not None:
-            self.shared_expert = self._make_shared_expert(width)
-            self.shared_expert.build((None, width))
-        self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: width})
-
-    def _make_shared_expert(self, width: int) -> keras.Sequential:
-        def dense(name, units, activation):
-            # A clone each: one initializer without a seed gives the same numbers every time.
-            initializer = self.kernel_initializer
-            if isinstance(initializer, keras.initializers.Initializer):
-                initializer = initializer.clone()
-            return keras.layers.Dense(
-                units,
-                activation,
+            self.shared_expert = shared_expert(
+                self.shared_expert_hidden,
+                width,
+                activation=self.activation,
                 use_bias=self.use_bias,
-                kernel_initializer=initializer,
+                dropout=self.expert_dropout,
+                # Another seed than the gate's, whose noise would have the same random bits.
+                seed=None if self.seed is None else self.seed + 1,
+                kernel_initializer=self.kernel_initializer,
                 kernel_regularizer=self.kernel_regularizer,
                 kernel_constraint=self.kernel_constraint,
                 dtype=self.dtype_policy,
-                name=name,
             )
-
-        # Another seed than the gate's, whose noise would have the same random bits.
-        seed = None if self.seed is None else self.seed + 1
-        dropout = keras.layers.Dropout(self.expert_dropout, seed=seed, dtype=self.dtype_policy)
-        layers = [dense("hidden", self.shared_expert_hidden, self.activation), dropout, dense("output", width, None)]
-        return keras.Sequential(layers, name="shared_expert")
+        self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: width})
 
     def call(self, inputs, mask=None, training=False, gate_id=None):
         if mask is None and gate_id is not None:
@@ -294,7 +276,17 @@ class SparseMoE(keras.layers.Layer):
         screened, routing = self._route(tokens, token_mask, gate_id, training)
         record(self, routing)
         tokens = screened.clear(tokens)
-        plan = self._plan(routing, tokens)
+        plan = make_plan(
+            tokens,
+            routing.expert_index,
+            routing.combine_weights,
+            self.total_experts,
+            self.total_k,
+            capacity_factor=self.capacity_factor,
+            drop_by=self.drop_by,
+            takes_block=self.experts.takes_block,
+            shards=shards,
+        )
         rows = plan.dispatch(tokens)
         rows = self.experts(rows, plan.counts, capacity=plan.capacity, block=plan.block, training=training)
         outputs = tf.cast(plan.combine(rows, routing.combine_weights), self.compute_dtype)
@@ -348,26 +340,6 @@ class SparseMoE(keras.layers.Layer):
             gate_id = spread_ids(gate_id, inputs)
         tokens = math.prod(inputs.shape[:-1]) if inputs.shape.is_fully_defined() else -1
         return tf.reshape(inputs, [tokens, inputs.shape[-1]]), mask, gate_id
-
-    def _plan(self, routing: Routing, tokens) -> Plan | ShardedPlan:
-        shards = current_shards()
-        if shards is not None:
-            capacity = None
-            if self.capacity_factor is not None:
-                size = shards.share(tokens.shape[0])
-                capacity = capacity_of(size, self.total_experts, self.total_k, self.capacity_factor)
-            return dispatch_sharded(
-                routing.expert_index, routing.combine_weights, self.total_experts, shards, capacity, self.drop_by
-            )
-        if self.capacity_factor is None:
-            return dispatch_sorted(
-                routing.expert_index, routing.combine_weights, self.total_experts, block=self.experts.takes_block
-            )
-        size = tf.shape(tokens)[0] if tokens.shape[0] is None else tokens.shape[0]
-        capacity = capacity_of(size, self.total_experts, self.total_k, self.capacity_factor)
-        return dispatch_capacity(
-            routing.expert_index, routing.combine_weights, self.total_experts, capacity, self.drop_by
-        )
 
     def _balance_loss(self, routing: Routing):
         loss = tf.cast(routing.loss, tf.float32)

@@ -1,0 +1,53 @@
+"""The expert that every token goes to."""
+
+import keras
+
+
+def shared_expert(
+    units: int,
+    width: int,
+    *,
+    activation,
+    use_bias: bool,
+    dropout: float,
+    seed: int | None,
+    kernel_initializer,
+    kernel_regularizer,
+    kernel_constraint,
+    dtype,
+) -> keras.Sequential:
+    """A dense network of one hidden layer with `units` units, its output linear; built.
+
+    Args:
+        units: Width of the hidden layer.
+        width: Of input and output.
+        activation: Of the hidden layer.
+        use_bias: Whether both layers have biases.
+        dropout: Share of the hidden units dropped in training.
+        seed: Of the dropout, or None.
+        kernel_initializer: Of both kernels, a clone for each.
+        kernel_regularizer: Of both kernels.
+        kernel_constraint: Of both kernels.
+        dtype: The policy of all layers.
+    """
+
+    def dense(name, units, activation):
+        initializer = kernel_initializer
+        if isinstance(initializer, keras.initializers.Initializer):
+            initializer = initializer.clone()  # one without a seed gives the same numbers every time
+        return keras.layers.Dense(
+            units,
+            activation,
+            use_bias=use_bias,
+            kernel_initializer=initializer,
+            kernel_regularizer=kernel_regularizer,
+            kernel_constraint=kernel_constraint,
+            dtype=dtype,
+            name=name,
+        )
+
+    drop = keras.layers.Dropout(dropout, seed=seed, dtype=dtype)
+    layers = [dense("hidden", units, activation), drop, dense("output", width, None)]
+    network = keras.Sequential(layers, name="shared_expert")
+    network.build((None, width))
+    return network
