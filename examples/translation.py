@@ -50,6 +50,8 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--gate", default="noisy_top_k", choices=("noisy_top_k", "strictly_balanced"), help="default: %(default)s")
     activations = ("sigmoid", "linear")
     add("--activation", default="linear", choices=activations, help="of a mixture's output (default: %(default)s)")
+    scores = ("product", "additive")
+    add("--attention", default="product", choices=scores, help="the paper's or GNMT's (default: %(default)s)")
     for name, (for_numbers, for_files, kind, meaning) in SETTINGS.items():
         options = {"nargs": 2} if isinstance(for_files, list) else {}
         default = f"{for_numbers} for numbers, {for_files} for files".replace("[2, 2]", "2 2")
@@ -99,7 +101,7 @@ def build(network: TranslationNetwork, name: str, data: Data, options: argparse.
     """A model with new weights."""
     keras.utils.set_random_seed(options.seed)
     print(f"{name}: {network.parameters:,} parameters, {network.ops_per_timestep:,} ops/timestep")
-    return network.build(len(data.pieces), output_activation=options.activation, name=name)
+    return network.build(len(data.pieces), name=name, output_activation=options.activation, attention=options.attention)
 
 
 def run(model: Translator, data: Data, options: argparse.Namespace) -> list[Outcome]:
