@@ -79,21 +79,21 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 
 # Name: (for numbers in words, for files, type, meaning).
 SETTINGS = {
-    "experts": (8, 32, positive, "of each mixture"),
-    "k": (2, 4, positive, "experts for each word piece"),
+    "experts": (8, 16, positive, "of each mixture"),
+    "k": (2, 2, positive, "experts for each word piece"),
     "width": (128, 256, positive, "of embedding and layers"),
-    "units": (128, 512, positive, "of each LSTM"),
+    "units": (128, 256, positive, "of each LSTM"),
     "hidden": (128, 256, positive, "of each expert"),
     "layers": ([2, 2], [2, 2], positive, "LSTMs of encoder and decoder"),
-    "pieces": (500, 8000, positive, "of all languages, at most"),
-    "steps": (2500, 6000, positive, "of training"),
-    "tokens": (1024, 2048, positive, "of a batch, on each side"),
+    "pieces": (500, 4000, positive, "of all languages, at most"),
+    "steps": (2500, 4400, positive, "of training"),
+    "tokens": (1024, 1024, positive, "of a batch, on each side"),
     "rate": (4e-3, 2e-3, float, "highest learning rate, of Adam"),
-    "dropout": (0.0, 0.3, share, "share of activations"),
+    "dropout": (0.0, 0.2, share, "share of activations"),
     "smoothing": (0.0, 0.1, share, "of labels"),
     "beam": (2, 4, positive, "hypotheses of the search"),
-    "points": (10, 12, positive, "looks at the validation text; the best counts"),
-    "longest": (32, 96, positive, "pieces of a sentence at most, on each side"),
+    "points": (10, 11, positive, "looks at the validation text; the best counts"),
+    "longest": (32, 64, positive, "pieces of a sentence at most, on each side"),
 }
 
 
