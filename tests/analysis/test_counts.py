@@ -30,13 +30,29 @@ class CountTest(TestCase):
         model = keras.Sequential([keras.Input((None, 512)), LSTM(2048, projection=512), keras.layers.Dense(10)])
         self.assertEqual(count(model), Counts(4 * 2048 * 1024 + 2048 * 512, 4 * 2048 * 1024 + 2048 * 512))
 
-    @parameterized.parameters((8, 2, None), ((4, 2), (2, 1), None), (1, 1, 5))
-    def test_the_dense_twin_costs_the_same(self, num_experts, k, shared):
-        moe = SparseMoE(num_experts, 24, k=k, shared_expert_hidden=shared)
+    @parameterized.parameters(
+        {"num_experts": 8, "k": 2},
+        {"num_experts": (4, 2), "k": (2, 1)},
+        {"num_experts": 1, "k": 1, "shared_expert_hidden": 5},
+        {"num_experts": 8, "k": 2, "gate": "strictly_balanced"},
+        {"num_experts": 8, "k": 1, "gate": "switch"},
+        {"num_experts": 8, "k": 2, "gate": "hash"},
+        {"num_experts": 4, "k": None, "gate": "dense_softmax"},
+        {"num_experts": (4, 2), "k": (2, 1), "gate": Hierarchical((4, 2), (2, 1), noisy=False)},
+        {"num_experts": 8, "k": 2, "gate": NoisyTopK(8, 2, noisy=False)},
+    )
+    def test_the_dense_twin_costs_the_same(self, **arguments):
+        moe = SparseMoE(expert_hidden=24, **arguments)
+        twin = count(language_model(10, [dense_twin(moe, 16)], width=16))  # of a layer that is not built
         ours = count(language_model(10, [moe], width=16))
-        twin = count(language_model(10, [dense_twin(moe, 16)], width=16))
         self.assertEqual(ours.multiply_adds, twin.multiply_adds)
         self.assertEqual(twin.multiply_adds, twin.parameters)
+
+    def test_the_dense_twin_of_an_odd_number_of_logits(self):
+        """Half a hidden unit would do for the last, and there is none."""
+        moe = SparseMoE(5, 24, k=2, gate="bias_balanced")
+        ours, twin = (count(language_model(10, [layer], width=16)) for layer in (moe, dense_twin(moe, 16)))
+        self.assertEqual(twin.multiply_adds - ours.multiply_adds, 16)
 
     def test_a_shared_expert_is_one_for_all(self):
         plain, more = (

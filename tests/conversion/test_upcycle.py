@@ -140,6 +140,7 @@ class UpcycleTest(TestCase):
             (hidden, output, {"gate": "strictly_balanced"}, "gate must be .*Received: gate='strictly_balanced'"),
             (hidden, output, {"gate": gates.StrictlyBalanced(4, 2)}, "sum to one.*Received: gate=<StrictlyBalanced"),
             (hidden, output, {"gate": gates.NoisyTopK(5, 2)}, "num_experts=5"),
+            (hidden, output, {"gate": gates.NoisyTopK(4, 2, normalize="all")}, "sum to one.*normalize='all'"),
             (hidden, output, {"noise": -0.1}, "noise=-0.1"),
             (hidden, output, {"seed": 0.5}, "seed=0.5"),
             (hidden, output, {"k": 5}, "k=5"),

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import keras
 
 from tf_moe import checks
+from tf_moe.gates.cost import multiply_adds
 from tf_moe.layers import AttentiveLSTM, SparseMoE
 
 
@@ -30,8 +31,8 @@ def count(model: keras.Model) -> Counts:
     """Parameters and multiply-adds a time step of a built model, without its embedding and its softmax.
 
     The paper's rule: multiply-adds, no biases; an LSTM 4 h (in + recurrent) plus its projection; a dense layer in times
-    out; a mixture of experts k times one expert plus both matrices of the gate, W_g and W_noise, plus a shared expert.
-    Elementwise work is left out. The softmax is taken to be the last layer with weights.
+    out; a mixture of experts k times one expert plus the gate's matrices, W_g and with noise W_noise, plus a shared
+    expert. Elementwise work is left out. The softmax is taken to be the last layer with weights.
 
     Args:
         model: A built Keras model of embedding, recurrent, dense and SparseMoE layers, in the order they are called.
@@ -73,14 +74,10 @@ def _count_layer(layer: keras.layers.Layer) -> Counts:
 
 def _count_moe(layer: SparseMoE) -> Counts:
     experts, gate = _size_of_matrices(layer.experts), _size_of_matrices(layer.gate)
-    used_gate = gate // (layer.gate.num_gates or 1)  # a token has one of several
-    if isinstance(layer.num_experts, tuple):
-        # The first level's gate is used whole, of the second level's only the chosen groups'.
-        groups, per_group = layer.num_experts
-        first = used_gate * groups // (groups + groups * per_group)
-        used_gate = first + (used_gate - first) * layer.k[0] // groups
     for_all = _size_of_matrices(layer.shared_expert) if layer.shared_expert else 0
-    return Counts(experts + gate + for_all, experts * layer.total_k // layer.total_experts + used_gate + for_all)
+    return Counts(
+        experts + gate + for_all, experts * layer.total_k // layer.total_experts + multiply_adds(layer.gate) + for_all
+    )
 
 
 def _size_of_matrices(layer: keras.layers.Layer) -> int:

@@ -209,7 +209,12 @@ def _gate(gate, num_experts, k, seed):
         raise ValueError(
             f"gate must be one whose values always sum to one: a NoisyTopK or Hierarchical. Received: gate={gate!r}."
         )
-    levels = zip(np.ravel(gate.num_experts), np.ravel(gate.k), strict=True)
+    levels = list(zip(np.ravel(gate.num_experts), np.ravel(gate.k), strict=True))
+    if gate.normalize != "chosen" and any(chosen < experts for experts, chosen in levels):
+        raise ValueError(
+            "gate must have normalize='chosen', so that the values of the chosen experts sum to one. Received: "
+            f"gate={gate!r} with normalize={gate.normalize!r}."
+        )
     if any(chosen == 1 and experts > 1 for experts, chosen in levels):
         raise ValueError(
             "k must be 2 or more, on every level: the weight of a single expert is its probability, and the mixture "

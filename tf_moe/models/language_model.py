@@ -3,6 +3,7 @@
 import keras
 
 from tf_moe import checks
+from tf_moe.gates.cost import multiply_adds
 from tf_moe.layers import LSTM, SparseMoE
 
 
@@ -115,10 +116,11 @@ def check_layers(name: str, layers: list[keras.layers.Layer]) -> None:
 
 
 def dense_twin(moe: SparseMoE, width: int, name: str = "dense") -> keras.Sequential:
-    """A dense layer of exactly the multiply-adds of a mixture of built-in experts, its gate included.
+    """A dense layer of the multiply-adds of a mixture of built-in experts, its gate included.
 
-    The paper's MoE-1-Wide without its gate: one expert as wide as the k chosen ones together. What the gate's two
-    matrices cost, 2 D for each logit, pays for one more hidden unit for each.
+    The paper's MoE-1-Wide without its gate: one expert as wide as the k chosen ones together. What the gate's matrices
+    cost pays for more hidden units, at 2 D each: one for each logit of a gate with noise, which has two matrices, and
+    one for two logits, rounded up, of a gate with one.
 
     Args:
         moe: The layer to be equalled.
@@ -143,7 +145,10 @@ def dense_twin(moe: SparseMoE, width: int, name: str = "dense") -> keras.Sequent
     width = checks.integer("width", width)
     if moe.expert is not None:
         raise ValueError(f"Only built-in experts have a dense twin. Received: {moe.name!r} with expert={moe.expert!r}.")
-    units = moe.total_k * moe.expert_hidden + (moe.shared_expert_hidden or 0) + moe.num_logits
+    gate = type(moe.gate).from_config(moe.gate.get_config())  # the layer may not be built
+    gate.build((None, width))
+    for_gate = -(-multiply_adds(gate) // (2 * width))
+    units = moe.total_k * moe.expert_hidden + (moe.shared_expert_hidden or 0) + for_gate
     hidden = keras.layers.Dense(units, activation=moe.activation, use_bias=False)
     output = keras.layers.Dense(width, activation=moe.output_activation, use_bias=False)
     twin = keras.Sequential([hidden, output], name=name)
