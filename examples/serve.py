@@ -121,6 +121,8 @@ def show_translations(served, options) -> None:
     inputs = [tf.constant(options.text)]
     if len(served.translate.concrete_functions[0].structured_input_signature[0]) > 1:  # a model of several languages
         inputs.append(tf.constant(options.to))
+    elif options.to:
+        sys.exit("serve.py: this model translates into one language: leave --to out")
     try:
         (lines, scores), seconds = repeat(lambda: served.translate(*inputs), options.repeat)
     except tf.errors.InvalidArgumentError as error:

@@ -63,8 +63,12 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--smoke", action="store_true", help="a tiny run, to see that all works")
     options = parser.parse_args(arguments)
     one_direction = bool(options.source and options.target)
-    if options.data and one_direction == options.multilingual:
+    if options.data and (one_direction if options.multilingual else not one_direction):
         parser.error("--data needs either --source and --target, or --multilingual")
+    if options.multilingual and (options.source or options.target):
+        parser.error("--multilingual takes all directions: leave --source and --target out, or see --pivot")
+    if options.pivot and one_direction:
+        parser.error("--pivot is for --multilingual")
     if not options.data and (options.source or options.target or options.multilingual or options.pivot or options.test):
         parser.error("numbers come in the paper's twelve directions: other ones need --data")
     options.models = options.models or (both if options.data else ("moe",))

@@ -113,7 +113,8 @@ class StepTimes(keras.callbacks.Callback):
 class GradientNorm(keras.callbacks.Callback):
     """Norms of the gradient of the task's loss, of each of some batches at the end of every epoch.
 
-    Without the balance losses, whose weights would show in it; with the gate's noise and dropout.
+    Without the balance losses, whose weights would show in it; with the gate's noise and dropout. The model stays as it
+    was: in training a gate may move a bias, and metrics count.
 
     Args:
         batches: Batches of (tokens, next tokens, weights).
@@ -126,7 +127,10 @@ class GradientNorm(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if self._norm is None:
             self._norm = tf.function(self._measure)
+        before = [variable.numpy() for variable in self.model.non_trainable_variables]
         self.values += [float(self._norm(*batch)) for batch in self.batches]
+        for variable, value in zip(self.model.non_trainable_variables, before, strict=True):
+            variable.assign(value)
 
     def _measure(self, tokens, following, weights):
         with tf.GradientTape() as tape:

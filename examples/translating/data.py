@@ -76,13 +76,15 @@ def choose_directions(options) -> tuple[ParallelCorpus, list[tuple[str, str]]]:
 
 def learn_pieces(texts: list[ParallelText], options) -> Pieces:
     """Of the training part; with a token for each language translated into where there are several directions."""
-    files = {file: text for pair in texts for text in (pair.source, pair.target) for file in text.files}
-    languages = sorted({text.target_language for text in texts}) if len(texts) > 1 else []
+    if any(text.part for text in texts):  # the rest of the files is validated and tested on; once each way is enough
+        sources = [text for text in texts if text.source_language < text.target_language] or texts
+    else:  # a file is read once, however many directions it is in
+        sources = list({text.files: text for pair in texts for text in (pair.source, pair.target)}.values())
+    directions = {(text.source_language, text.target_language) for text in texts}
+    languages = sorted({target for _, target in directions}) if len(directions) > 1 else []
     # Numbers are put together from short words, in German without spaces.
     longest = {} if options.data else {"longest": 8}
-    pieces = build_pieces(
-        list(files.values()), options.pieces, languages=languages, coverage=options.coverage, **longest
-    )
+    pieces = build_pieces(sources, options.pieces, languages=languages, coverage=options.coverage, **longest)
     options.output.mkdir(parents=True, exist_ok=True)
     pieces.save(options.output / "pieces.model")
     return pieces

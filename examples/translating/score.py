@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import re
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -11,7 +12,7 @@ from tf_moe.text import ParallelText, Pieces
 
 ROWS = 128
 # Written without spaces, or in words that take many endings: characters instead of words.
-TOKENIZERS = {"ja": "char", "ko": "char", "zh": "zh"}
+TOKENIZERS = {"ja": "char", "jpn": "char", "ko": "char", "kor": "char", "zh": "zh", "zho": "zh"}
 
 
 class Outcome(NamedTuple):
@@ -19,7 +20,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         direction: "en-fr".
-        exact: Share of the translations that are the reference.
+        exact: Share of the translations that are the reference, but for the kind of its spaces.
         bleu: Of the whole test part.
         signature: How BLEU was computed.
         perplexity: Of the model on the validation text of all directions.
@@ -51,9 +52,11 @@ def score(
     sources, references = zip(*test.pairs(), strict=True)
     translations = translate(model, pieces, sources, test.target_language, options)
     # A German number is one word, which has no four words in a row to compare.
-    tokenizer = TOKENIZERS.get(test.target_language, "13a") if options.data else "char"
+    language = re.split("[-_]", test.target_language)[0].lower()  # of "zh_CN"
+    tokenizer = TOKENIZERS.get(language, "13a") if options.data else "char"
     bleu = sacrebleu.BLEU(tokenize=tokenizer)
-    exact = sum(a == b for a, b in zip(translations, references, strict=True))
+    expected = pieces.decode(pieces.encode(references)).numpy()  # normalised, as translations are
+    exact = sum(a.encode("utf-8") == b for a, b in zip(translations, expected, strict=True))
     return Outcome(
         f"{test.source_language}-{test.target_language}",
         exact / len(references),

@@ -110,7 +110,10 @@ class TranslationExampleTest(TestCase):
         self.assertEqual(whole.count("\n  source "), 3)
         self.assertRegex(whole, r"BLEU nrefs:1\|case:mixed\|eff:no\|tok:13a\|smooth:exp\|version:[\d.]+: en-fr\n")
         source, translation = re.search(r"  source     (.*)\n  reference  .*\n  dense      (.*)", whole).groups()
-        self.check_served(self.folder / "whole" / "dense-served", source, translation)
+        served = self.folder / "whole" / "dense-served"
+        self.check_served(served, source, translation)
+        refused = self.python(SERVE, "translate", served, "--text", "cat", "--to", "fr", code=1).stderr
+        self.assertIn("leave --to out", refused)
         parts = self.folder / "parts"
         self.python("-c", INTERRUPTED, *arguments, parts, code=-2)
         self.assertFalse((parts / "table.md").exists())
@@ -133,6 +136,8 @@ class TranslationExampleTest(TestCase):
             (["--data", self.folder / "no", *pair], "No such directory: '/.*no'"),
             (["--data", self.folder, "--source", "en"], "--data needs either --source and --target, or --multilingual"),
             (["--data", data, *pair, "--multilingual"], "--data needs either"),
+            (["--data", data, "--source", "en", "--multilingual"], "leave --source and --target out, or see --pivot"),
+            (["--data", data, *pair, "--pivot", "en"], "--pivot is for --multilingual"),
             (["--multilingual"], "other ones need --data"),
             (["--data", data, "--source", "en", "--target", "de"], r"target must be one of \['en', 'fr'\].*'de'"),
             (["--data", data, "--multilingual", "--pivot", "ja"], "pivot='ja'"),

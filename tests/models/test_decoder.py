@@ -57,6 +57,14 @@ class DecoderTest(TestCase):
         self.assertAllClose(logits, model(ids)[:, -1], rtol=1e-4, atol=1e-5)
         self.assertAllClose(logits[1:], model(tf.constant([[6, 5]]))[:, -1], rtol=1e-4, atol=1e-5)
 
+    def test_padding_takes_no_place_in_an_expert(self):
+        """With room for one token in each expert, in a batch of four of which three have ended."""
+        moe = SparseMoE(2, 16, k=1, capacity_factor=0.5)
+        decoder = Decoder(self.model([moe]))
+        alone, _ = decoder.step(tf.constant([7]), decoder.initial_state(1))
+        among_others, _ = decoder.step(tf.constant([0, 0, 0, 7]), decoder.initial_state(4))
+        self.assertAllClose(among_others[3:], alone, rtol=1e-4, atol=1e-5)
+
     def test_a_state_can_be_shared(self):
         """Two ways to go on from one state, and one of them again."""
         decoder = Decoder(self.model([SparseMoE(4, 16, k=2)]))

@@ -133,6 +133,22 @@ class TranslatorTest(TestCase):
         ids, _ = model.translate(source[:20], beam_size=2, max_length=6)
         self.assertGreater(np.mean(np.all(ids[:, :5] == y[:20], axis=1)), 0.6)
 
+    def test_what_is_quantized_translates_with_the_new_weights(self):
+        model, (source, _) = self.model(), self.texts()
+        model.translate(source, beam_size=2, max_length=5)
+        model.quantize("int8", filters="experts")
+        scales = [weight for weight in model.weights if weight.name.endswith("kernel_scale")]
+        self.assertLen(scales, 4)
+        for scale in scales:
+            scale.assign(self.normal(*scale.shape))
+        fresh = Translator.from_config(model.get_config())
+        fresh.quantize("int8", filters="experts")
+        fresh.set_weights(model.get_weights())
+        ids, scores = model.translate(source, beam_size=2, max_length=5)
+        expected_ids, expected_scores = fresh.translate(source, beam_size=2, max_length=5)
+        self.assertAllEqual(ids, expected_ids)
+        self.assertAllClose(scores, expected_scores)
+
     def test_files(self):
         """The `.keras` file and the export answer as the model does, the search among what is exported."""
         folder, (source, target) = pathlib.Path(self.get_temp_dir()), self.texts()
@@ -188,6 +204,7 @@ class TranslatorTest(TestCase):
         ({"gate": "expert_choice"}, "gate='expert_choice' choose among all words of a target"),
         ({"num_experts": (2, 2), "k": (1, 1)}, r"num_experts=\(2, 2\)"),
         ({"attention": "dot"}, "attention='dot'"),
+        ({"moe": {"expert": lambda: None}}, "have the built-in experts.*'expert'"),
         ({"moe": {"k": 2, "seed": 1}}, "Pass k to Translator itself. Received: moe={'k': 2, 'seed': 1}"),
         ({"start": 0}, "start=0"),
         ({"moe": 3}, "moe=3"),

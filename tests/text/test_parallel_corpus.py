@@ -59,6 +59,18 @@ class ParallelCorpusTest(TestCase):
         )
         self.assertGreater(len(pairs["train", "en"]), 150)
 
+    def test_a_sentence_under_two_names_is_tested_under_both_or_none(self):
+        lines = [f"sentence {n}" for n in range(200)]
+        folder = new_folder(self)
+        for other in ("de", "fr"):
+            write(folder / f"news.{other}-en.en", lines)
+            write(folder / f"news.{other}-en.{other}", [f"{other} {line}" for line in lines])
+        corpus = ParallelCorpus.from_directory(folder)
+        for part in ("train", "test"):
+            sides = [[pair[0] for pair in corpus.parallel(part, "en", other)[0].pairs()] for other in ("de", "fr")]
+            self.assertEqual(*sides)
+            self.assertNotEmpty(sides[0])
+
     def test_parts_that_the_user_names(self):
         names = [f"{name}.{language}" for name in ("a", "b", "c", "d") for language in ("en", "fr")]
         corpus = self.corpus(*names, validation="b", test="c")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.base import TestCase
 from tests.text.files import new_folder, text_of
-from tf_moe.text import Pieces, build_pieces
+from tf_moe.text import ParallelText, Pieces, build_pieces
 from tf_moe.text import pieces as module
 
 ENGLISH = ["one hundred and two", "two hundred", "twenty-one", ""] * 5
@@ -170,6 +170,17 @@ class BuildPiecesTest(TestCase):
             sample = build_pieces(text, 330).model
             self.assertEqual(build_pieces(text, 330).model, sample)
         self.assertNotEqual(build_pieces(text, 330).model, sample)
+
+    def test_of_one_part_of_aligned_texts(self):
+        """Both sides, and no character of what is tested."""
+        lines = [f"word {n}" for n in range(300)]
+        source = text_of(self.get_temp_dir(), lines, "source")
+        tested = {line for line, _ in ParallelText(source, source, "a", "b", "test").pairs()}
+        target = text_of(self.get_temp_dir(), ["é" if line in tested else "ü" for line in lines], "target")
+        tokens = build_pieces(ParallelText(source, target, "a", "b", "train"), 300).tokens
+        self.assertContainsSubset(["w", "ü"], "".join(tokens))
+        self.assertNotIn("é", tokens)
+        self.assertIn("é", build_pieces(target, 300).tokens)
 
     def test_a_sample_is_fair(self):
         # Ten of 40 in 400 draws of other lines: each is expected 100 times, with a standard deviation of 8.7.

@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from tf_moe.layers import SparseMoE
+
 _WITHOUT_WEIGHTS = (keras.layers.InputLayer, keras.layers.Dropout, keras.layers.Add)
 
 State = tuple[tuple[tf.Tensor, ...], ...]
@@ -63,6 +65,8 @@ class Decoder:
                 y, new = layer.cell(x, list(old))
                 following.append(tuple(tf.where(counts, *pair) for pair in zip(new, old, strict=True)))
             else:
-                y = tf.squeeze(layer(tf.expand_dims(x, 1)), 1)  # a model among them knows sequences only
+                # Padding would take room in experts that have a capacity. With time: a model knows sequences only.
+                options = {"mask": counts} if isinstance(layer, SparseMoE) else {}
+                y = tf.squeeze(layer(tf.expand_dims(x, 1), **options), 1)
             x += y
         return self._softmax(x), tuple(following)

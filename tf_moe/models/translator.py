@@ -150,6 +150,11 @@ class Translator(keras.Model):
         checks.number("dropout", dropout, "a number from 0 to 1", lambda x: 0 <= x <= 1)
         if moe is not None and not isinstance(moe, dict):
             raise ValueError(f"moe must be a dict of arguments of SparseMoE, or None. Received: moe={moe!r}.")
+        if "expert" in (moe or {}):
+            raise ValueError(
+                "The mixtures of Translator have the built-in experts: others could not be loaded with the model. "
+                f"Received: moe={moe!r}."
+            )
         if taken := sorted({*(moe or {})} & _OF_MIXTURE):
             raise ValueError(f"Pass {', '.join(taken)} to Translator itself. Received: moe={moe!r}.")
         if attention not in SCORES:
@@ -222,6 +227,7 @@ class Translator(keras.Model):
         # Logits in float32 under any dtype policy: a softmax over a vocabulary does not do with bfloat16.
         self.softmax = keras.layers.Dense(self.vocabulary_size, dtype="float32", name="softmax")
         self.supports_masking = True
+        self._search = tf.function(self._find_translations, autograph=False)
         # Everything is known already; and shapes that are open here are open in what is exported.
         self.build(((None, None), (None, None)))
 
@@ -337,8 +343,12 @@ class Translator(keras.Model):
         search = self._search.get_concrete_function(tf.TensorSpec([None, None], tf.int32), **options)
         return search(source_ids)
 
-    @tf.function(autograph=False)
-    def _search(self, source_ids, **options):
+    def quantize(self, *args, **kwargs):
+        """`keras.Model.quantize`; `translate` is compiled again, or it would keep the weights that were."""
+        super().quantize(*args, **kwargs)
+        self._search = tf.function(self._find_translations, autograph=False)
+
+    def _find_translations(self, source_ids, **options):
         encoded = self.encode(source_ids)
         batch = tf.shape(source_ids)[0]
 

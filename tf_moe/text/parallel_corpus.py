@@ -114,11 +114,13 @@ class ParallelCorpus:
         return [self._text(name, part, source, target) for name in names]
 
     def _text(self, name: str, part: str, source: str, target: str) -> ParallelText:
-        texts = {language: Text([path]) for language, path in sorted(self.files[name].items())}
+        texts = {language: Text([path]) for language, path in self.files[name].items()}
         if self.parts:
             return ParallelText(texts[source], texts[target], source, target)
-        split_by = next(iter(texts.values()))  # the same for all directions
-        return ParallelText(texts[source], texts[target], source, target, part, split_by)
+        # The same for all directions, and for all names where they have a language in common: a sentence of it that
+        # stands under two names is then tested under both or under none.
+        common = set.intersection(*(set(files) for files in self.files.values())) or {*texts}
+        return ParallelText(texts[source], texts[target], source, target, part, texts[min(common)])
 
     def _names(self, part: str) -> list[str]:
         return sorted(self.parts[part] if self.parts else self.files)

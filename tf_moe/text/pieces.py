@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 
 from tf_moe import checks
+from tf_moe.text.parallel_text import ParallelText
 from tf_moe.text.text import Text, check_text
 from tf_moe.text.tokenizer import SPACE
 from tf_moe.text.vocabulary import Vocabulary
@@ -142,7 +143,12 @@ class Pieces:
 
 
 def build_pieces(
-    texts: Sequence[Text], size: int, *, languages: Sequence[str] = (), coverage: float = 1.0, longest: int = 16
+    texts: Sequence[Text | ParallelText],
+    size: int,
+    *,
+    languages: Sequence[str] = (),
+    coverage: float = 1.0,
+    longest: int = 16,
 ) -> Pieces:
     """Pieces learned from texts of all languages that are to share them, by SentencePiece's unigram model.
 
@@ -150,7 +156,7 @@ def build_pieces(
 
     Args:
         texts: Training parts, read once, as streams; of more than a million lines as many are drawn. Lines of
-            more than 4192 bytes are left out.
+            more than 4192 bytes are left out. Of a ParallelText both sides, without the pairs of its other parts.
         size: Number of ids at most, specials, languages and 256 bytes included. Small texts have fewer pieces.
         languages: Languages to be translated into, such as `"fr"`: each gets a token. Default none: a model of one
             direction needs none.
@@ -164,7 +170,7 @@ def build_pieces(
         ValueError: `size` is no integer, or too small for the characters of the texts; `coverage` is not over 0 and at
             most 1; `longest` is no positive integer; `languages` are not distinct names of letters, digits, `-` and
             `_`; the texts are empty.
-        TypeError: One of `texts` is no Text.
+        TypeError: One of `texts` is no Text and no ParallelText.
         ImportError: `sentencepiece` is not installed.
 
     Example:
@@ -172,10 +178,11 @@ def build_pieces(
         >>> int(pieces.encode(["un chat"])[0, -1])  # the end
         2
     """
-    if isinstance(texts, Text):
+    if isinstance(texts, (Text, ParallelText)):
         texts = [texts]
     for text in texts:
-        check_text(text)
+        if not isinstance(text, ParallelText):
+            check_text(text)
     languages = _check_languages(languages)
     least = len(Pieces.specials) + len(languages) + 256 + 1
     size = checks.integer("size", size, least, hint=": specials, languages, 256 bytes and a piece")
@@ -216,11 +223,12 @@ def normalize(lines: tf.Tensor) -> tf.Tensor:
     return tf_text.normalize_utf8(tf.strings.strip(lines), "NFC")
 
 
-def _normalized_lines(texts: Sequence[Text]) -> Iterator[str]:
+def _normalized_lines(texts: Sequence[Text | ParallelText]) -> Iterator[str]:
     for text in texts:
         for block in text.blocks():
-            for line in normalize(tf.constant(block)).numpy():
-                yield line.decode("utf-8")
+            for lines in block if isinstance(text, ParallelText) else [block]:  # both sides
+                for line in normalize(tf.constant(lines)).numpy():
+                    yield line.decode("utf-8")
 
 
 def _sample(lines: Iterator[str], count: int) -> list[str]:
