@@ -8,6 +8,7 @@ import numpy as np
 from tests.base import TestCase
 from tf_moe.analysis import training_memory
 from tf_moe.layers import LSTM, SparseMoE
+from tf_moe.models import Translator
 from tf_moe.optimizers import FactoredAdam
 
 STATUS = Path("/proc/self/status")
@@ -63,6 +64,11 @@ class TrainingMemoryTest(TestCase):
         shared = memory(shared_expert_hidden=32)
         self.assertEqual(shared.weights - plain.weights, 4 * 2 * 16 * 32)
         self.assertEqual(shared.activations - plain.activations, 2 * 4 * 1024 * (2 * 32 + 16))
+
+    def test_models_of_other_kinds_are_refused(self):
+        model = Translator(9, width=4, lstm_units=4, encoder_layers=2, num_experts=2, expert_hidden=4, k=1)
+        with self.assertRaisesRegex(ValueError, "Sequential and functional models.*'embedding'"):
+            training_memory(model, 8)
 
     def test_slots(self):
         model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, use_bias=False)])

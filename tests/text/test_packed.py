@@ -115,6 +115,13 @@ class PackedBatchesTest(TestCase):
             batches = packed_batches(cache, 2, 16, shard=(n, 3), shuffle_buffer=9, drop_remainder=True)
             self.assertLen([*batches], count)
 
+    def test_a_process_without_a_block_has_as_many_batches(self):
+        cache, _ = self.cache(files=1, count=50)
+        for n in range(2):
+            batches = packed_batches(cache, 2, 16, shard=(n, 2), shuffle_buffer=9, drop_remainder=True)
+            self.assertLen([*batches], cache.num_tokens // (2 * 16 * 2))
+            self.assertGreater(len(batches), 0)
+
     def test_a_cache_of_nothing_gives_no_batches(self):
         text = Text([write(self.directory / "text", ["", " "])])
         cache = cache_tokens(text, Vocabulary(Vocabulary.specials), self.directory / "cache")

@@ -52,7 +52,7 @@ def training_memory(model: keras.Model, tokens: int) -> Memory:
     hundreds of megabytes, and up to a third.
 
     Args:
-        model: A built Keras model. For its slots to be counted the optimizer has to be built as well, by a step or
+        model: A built Keras model, Sequential or functional. For its slots to be counted the optimizer has to be built as well, by a step or
             `model.optimizer.build(model.trainable_variables)`.
         tokens: Positions in a batch: its size times the time steps.
 
@@ -61,7 +61,8 @@ def training_memory(model: keras.Model, tokens: int) -> Memory:
 
     Raises:
         TypeError: If it is no Keras model.
-        ValueError: If it is not built, or `tokens` not a positive integer.
+        ValueError: If it is not built, or is a model of another kind, such as a `Translator`, which does not tell what
+            its layers' outputs are; or `tokens` not a positive integer.
 
     Example:
 
@@ -88,17 +89,27 @@ def _bytes(variables) -> int:
 
 def _kept(layer, tokens: int) -> int:
     """Bytes that a layer keeps for its backward pass."""
-    number = 2 if layer.compute_dtype in ("float16", "bfloat16") else 4
+    number = tf.as_dtype(layer.compute_dtype).size
     if isinstance(layer, SparseMoE):
         return _kept_by_moe(layer, tokens, number)
-    width = layer.output.shape[-1] or 1  # ids have none
+    width = _width(layer) or 1  # ids have none
     if isinstance(layer, keras.layers.LSTM):
         width = 6 * layer.units + 2 * width + layer.cell.kernel.shape[0]
     return number * tokens * width
 
 
+def _width(layer) -> int | None:
+    try:
+        return layer.output.shape[-1]
+    except AttributeError as error:
+        raise ValueError(
+            "The memory of Sequential and functional models can be predicted. Received: a model whose layer "
+            f"{layer.name!r} has no output of its own."
+        ) from error
+
+
 def _kept_by_moe(layer: SparseMoE, tokens: int, number: int) -> int:
-    width, experts = layer.output.shape[-1], layer.total_experts
+    width, experts = _width(layer), layer.total_experts
     loads = np.random.default_rng(0).multinomial(layer.total_k * tokens, [1 / experts] * experts)
     block = int(cheapest_capacity(loads.astype("int32")))
     rows = experts * block + np.maximum(loads - block, 0).sum()

@@ -42,9 +42,9 @@ def packed_batches(
         shard: Number of this process and how many there are, where each reads a part of its own. Default (0, 1).
         drop_remainder: For training: an epoch of exactly N // (B * T) batches for the cache's N tokens, which the
             dataset tells. It leaves out the few rows beyond, other ones in every epoch if they are shuffled. Of
-            several processes each has an n-th of that or, where a cache of few blocks does not give so many, all
-            repeat theirs. Default False: every token once, the last batch filled up with padding; the number of
-            batches is not known before.
+            several processes each has an n-th of that; one that has not so many of its own, as a cache of few blocks
+            may have it, goes on with the first of all. Default False: every token once, the last batch filled up with
+            padding; the number of batches is not known before.
 
     Returns:
         A dataset of (inputs, targets, weights), each [B, T], int32, int32, float32, as `sentence_batches` gives
@@ -67,16 +67,17 @@ def packed_batches(
     most = checks.integer("sentences_per_row", steps if sentences_per_row is None else sentences_per_row)
     shuffle_buffer, seed = checks.integer("shuffle_buffer", shuffle_buffer, least=0), checks.seed(seed)
 
-    def rows(shuffle):
+    def rows(shard, shuffle):
         blocks = cache.blocks(shuffle=shuffle, seed=seed, shard=shard)
         packed = blocks.map(lambda lines: _pack(lines, steps, most), num_parallel_calls=tf.data.AUTOTUNE).unbatch()
         return packed.shuffle(shuffle_buffer, seed=seed, reshuffle_each_iteration=True) if shuffle else packed
 
-    chosen = rows(shuffle=shuffle_buffer > 0)
+    chosen = rows(shard, shuffle=shuffle_buffer > 0)
     if not drop_remainder:
         return weighted(chosen.batch(batch_size), batch_size)
     if shard[1] > 1:  # processes have to give as many batches as one another, and parts differ by some blocks
-        chosen = chosen.concatenate(rows(shuffle=False).repeat())  # which uses up no seed, as a shuffle would
+        # Of all, since one may have no block; unshuffled, which uses up no seed.
+        chosen = chosen.concatenate(rows((0, 1), shuffle=False).repeat())
     # At least that many, for a row holds T tokens at most.
     count = cache.num_tokens // (batch_size * steps * shard[1])
     batches = chosen.batch(batch_size, drop_remainder=True).take(count)
