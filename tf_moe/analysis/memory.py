@@ -52,8 +52,8 @@ def training_memory(model: keras.Model, tokens: int) -> Memory:
     hundreds of megabytes, and up to a third.
 
     Args:
-        model: A built Keras model, Sequential or functional. For its slots to be counted the optimizer has to be built as well, by a step or
-            `model.optimizer.build(model.trainable_variables)`.
+        model: A built Keras model, Sequential or functional. For its slots to be counted the optimizer has to be built
+            as well, by a step or `model.optimizer.build(model.trainable_variables)`.
         tokens: Positions in a batch: its size times the time steps.
 
     Returns:
