@@ -1,5 +1,9 @@
 """Stock Keras training on a mesh: the history of a model is the one it has on one device."""
 
+import contextlib
+import pathlib
+from unittest import mock
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -16,6 +20,7 @@ from tests.distribute.helpers import (
     same_weights,
 )
 from tests.mesh.helpers import strategy_on
+from tf_moe.distribute import keras_methods
 
 
 class FitTest(TestCase):
@@ -129,6 +134,32 @@ class FitTest(TestCase):
         histories_close(self, *histories)
         self.assert_same_weights(one, many)
 
+    def test_one_output_without_sample_weights(self):
+        """Keras passes None for its weights, from a generator an empty Optional."""
+
+        def make():
+            x = keras.Input((3,))
+            outputs = {name: keras.layers.Dense(2, name=name)(x) for name in "ab"}
+            model = keras.Model(x, outputs)
+            model.compile(keras.optimizers.SGD(0.1), {"a": "mse", "b": "mse"})
+            return model
+
+        one, many = self.pair(strategy_on(2), make)
+        x, y, weights = self.normal(8, 3), self.normal(8, 2), self.rng.random(8)
+
+        def batch(part):
+            return x[part], {"a": y[part], "b": -y[part]}, {"a": weights[part], "b": None}
+
+        def fit(model):
+            x, y, weights = batch(slice(None))
+            arrays = model.fit(x, y, sample_weight=weights, batch_size=4, shuffle=False, verbose=0)
+            batches = (batch(slice(start, start + 4)) for start in (0, 4))
+            return arrays.history, model.fit(batches, steps_per_epoch=2, shuffle=False, verbose=0).history
+
+        for ours, expected in zip(fit(many), fit(one), strict=True):
+            histories_close(self, ours, expected)
+        self.assert_same_weights(one, many)
+
     def test_mixed_precision(self):
         one, many = self.pair(strategy_on(2), lambda: compiled(language_model(recurrent=False, dtype="mixed_bfloat16")))
         self.assertEqual(moe_of(many).experts.hidden_kernel.dtype, "float32")
@@ -199,3 +230,72 @@ class CallbacksTest(TestCase):
         fresh = language_model(recurrent=False)
         fresh.load_weights(f"{folder}/best.weights.h5")
         self.assertAllEqual(np.isfinite(fresh.predict(x, verbose=0)), np.ones((8, 4, VOCABULARY), bool))
+
+
+class ProcessesTest(TestCase):
+    """What one process of several does, with `barrier` and the number of the process put in their place."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = pathlib.Path(self.get_temp_dir(), self.id())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.calls = mock.Mock()
+        self.enter_context(mock.patch.object(keras_methods, "barrier", self.calls.barrier))
+
+    def model(self, scope=contextlib.nullcontext):
+        with scope():
+            return compiled(
+                keras.Sequential([keras.Input((4,), dtype="int32"), keras.layers.Embedding(VOCABULARY, VOCABULARY)])
+            )
+
+    def fit(self, model, *callbacks):
+        x = self.rng.integers(1, VOCABULARY, (4, 4)).astype("int32")
+        model.fit(x, x, verbose=0, callbacks=list(callbacks))
+
+    def as_second_of_two(self):
+        self.enter_context(mock.patch.object(keras_methods.dtensor, "num_clients", return_value=2))
+        self.enter_context(mock.patch.object(keras_methods.dtensor, "client_id", return_value=1))
+
+    def test_models_elsewhere_wait_for_nobody(self):
+        strategy = strategy_on(2)
+        for scope, waits in ((contextlib.nullcontext, False), (strategy.scope, True)):
+            self.fit(self.model(scope), keras.callbacks.BackupAndRestore(self.folder / "backup"))
+            self.assertEqual(self.calls.barrier.called, waits)
+            self.assertFalse((self.folder / "backup").exists())
+
+    def test_nobody_waits_for_a_chief_that_failed(self):
+        model = self.model(strategy_on(2).scope)
+        with self.assertRaisesRegex(ValueError, "no_such_format"):
+            model.export(self.folder / "exported", format="no_such_format")
+        self.calls.barrier.assert_called_once()
+        self.calls.reset_mock()
+        backup = keras.callbacks.BackupAndRestore(self.folder / "backup")
+        with (
+            mock.patch("keras.src.utils.file_utils.rmtree", side_effect=OSError("busy")),
+            self.assertRaisesRegex(OSError, "busy"),
+        ):
+            self.fit(model, backup)
+        self.calls.barrier.assert_called_once()
+
+    def test_folder_of_checkpoints_that_another_process_makes(self):
+        """It is made between the moment that Keras looks for it and that it makes it."""
+        model, file = self.model(strategy_on(2).scope), self.folder / "{epoch}" / "model.keras"
+        exists = tf.io.gfile.exists
+        with mock.patch("keras.src.utils.file_utils.exists") as found:
+
+            def find(path):
+                there = exists(path)
+                (self.folder / "1").mkdir(exist_ok=True)
+                return there
+
+            found.side_effect = find
+            self.fit(model, keras.callbacks.ModelCheckpoint(file))
+        self.assertTrue((self.folder / "1" / "model.keras").exists())
+
+    def test_backup_is_written_once(self):
+        model = self.model(strategy_on(2).scope)
+        self.as_second_of_two()
+        with mock.patch.object(model, "save_weights", wraps=model.save_weights) as gathered:
+            self.fit(model, keras.callbacks.BackupAndRestore(self.folder / "backup", delete_checkpoint=False))
+        gathered.assert_called_once()
+        self.assertFalse((self.folder / "backup").exists())

@@ -56,7 +56,9 @@ with strategy.scope():
     model = build()
 x, y = data(22)  # batches of 8, 8 and 6: the last divides over no four devices
 folder, losses = sys.argv[1], Losses()
-model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[losses])
+checkpoint = keras.callbacks.ModelCheckpoint(folder + "/{epoch}/model.weights.h5", save_weights_only=True)
+backup = keras.callbacks.BackupAndRestore(folder + "/backup")
+model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[losses, checkpoint, backup])
 result = {
     "devices": strategy.mesh.size,
     "losses": losses.losses,
@@ -167,6 +169,11 @@ class ProcessesTest(TestCase):
             self.assertAllClose(found["predicted"], expected, atol=1e-4)
             together = model.evaluate(x[:16], y[:16], batch_size=8, verbose=0, return_dict=True)
             self.assertAllClose(found["evaluated_own"], together)
+        self.assertTrue((self.folder / "1" / "model.weights.h5").exists())
+        self.assertFalse((self.folder / "backup").exists())
+        checkpoint = self.here["build"]()
+        checkpoint.load_weights(self.folder / "2" / "model.weights.h5")
+        self.assertAllClose(checkpoint.predict(x, verbose=0), expected, atol=1e-4)
         plain = keras.models.load_model(self.folder / "model.keras")
         self.assertAllClose(plain.predict(x, verbose=0), expected, atol=1e-4)
         exported = tf.saved_model.load(str(self.folder / "exported"))

@@ -1,5 +1,6 @@
 """Trainings that are interrupted on one device and go on: weights and losses of those that are not, to the last bit."""
 
+import json
 import os
 import pathlib
 import resource
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from unittest import mock
 
 import keras
 import numpy as np
@@ -14,8 +16,9 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from tests.base import TestCase
+from tests.mesh.helpers import strategy_on
 from tests.text.files import random_lines, text_of
-from tf_moe.distribute import Resume, restore_sharded
+from tf_moe.distribute import Resume, restore_sharded, save_sharded
 from tf_moe.text import build_vocabulary, contiguous_batches, sentence_batches
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -88,10 +91,10 @@ class ResumeTest(TestCase):
         super().setUp()
         self.directory = pathlib.Path(self.get_temp_dir(), self._testMethodName)
 
-    def model(self, at_once=1, width=3, seed=3):
+    def model(self, at_once=1, width=3, seed=3, rate=0.3):
         """A model with dropout; without a seed of its own, but with the same weights every time."""
         keras.utils.set_random_seed(seed)
-        layers = [keras.layers.Dense(width, "tanh"), keras.layers.Dropout(0.3), keras.layers.Dense(1)]
+        layers = [keras.layers.Dense(width, "tanh"), keras.layers.Dropout(rate), keras.layers.Dense(1)]
         model = keras.Sequential([keras.Input((None, 1)), *layers])
         model.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"], steps_per_execution=at_once)
         model.optimizer.build(model.trainable_variables)
@@ -252,12 +255,48 @@ class ResumeTest(TestCase):
         self.fit(self.model(), Resume(self.directory, save_freq=4, delete_checkpoint=False), epochs=1)
         (self.directory / "notes.txt").write_text("not of Resume")
         (self.directory / "epoch-0-batch-1_parts").mkdir()  # of a process that was killed when it wrote
+        (self.directory / "state.json.new").write_text("{")  # and of one that was when it told of it
         ours = self.model()
         self.fit(ours, rest, Resume(self.directory))
         self.assertEqual(rest.losses, whole.losses[STEPS:])
         self.assertEqual([file.name for file in self.directory.iterdir()], ["notes.txt"])
         # And nothing of it is left in the model.
         self.assertLen(self.fit(ours, epochs=1)["loss"], 1)
+
+    def test_files_of_others_stay(self):
+        """Also those whose names begin like its own: those of another callback, a copy that someone kept."""
+        others = {
+            *(f"epoch-{epoch:02d}.keras" for epoch in range(1, EPOCHS + 1)),
+            "epoch-0-batch-2.keras",
+            "epoch-0-batch-2.index.bak",
+            "epoch-best",
+            "epochs",
+            "state.json.bak",
+        }
+        (self.directory / "epoch-best").mkdir(parents=True)
+        (self.directory / "epoch-best" / "model.keras").touch()
+        for name in others - {"epoch-best"}:
+            (self.directory / name).touch()
+        saved = keras.callbacks.ModelCheckpoint(self.directory / "epoch-{epoch:02d}.keras")
+        self.fit(self.model(), saved, Resume(self.directory, 2))
+        self.assertEqual({file.name for file in self.directory.iterdir()}, others)
+        self.assertTrue((self.directory / "epoch-best" / "model.keras").exists())
+
+    def test_the_next_fit_waits_for_the_first_process(self):
+        """Which writes and deletes for all of them, and may be doing that for the fit before when this one begins."""
+        whole, rest = Interrupt(), Interrupt()
+        self.fit(self.model(), whole)
+        self.fit(self.model(), Resume(self.directory, delete_checkpoint=False), epochs=1)
+        state = self.directory / "state.json"
+        late = state.rename(state.with_suffix(".late"))
+
+        def barrier():  # where the first process comes to when it has told of its last checkpoint
+            if late.exists():
+                late.rename(state)
+
+        with mock.patch("tf_moe.distribute.resume.barrier", barrier):
+            self.fit(self.model(), rest, Resume(self.directory))
+        self.assertEqual(rest.losses, whole.losses[STEPS:])
 
     def test_a_training_that_was_stopped_keeps_its_end(self):
         """Which is no multiple of save_freq: more epochs begin after it."""
@@ -332,6 +371,60 @@ class ResumeTest(TestCase):
             self.assertEqual(seen, ["before"])
         finally:
             signal.signal(signal.SIGTERM, before)
+
+    @parameterized.parameters((4, True), ("epoch", True), (4, False))
+    def test_sigterm_when_all_epochs_are_over(self, save_freq, delete_checkpoint):
+        """What was trained is saved if it was not, and the process ends; started again, nothing is left to do."""
+
+        def end(*_):
+            raise SystemExit
+
+        def terminate(*_):
+            if model.optimizer.iterations == STEPS * EPOCHS:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        saved, last = [], f"epoch-{EPOCHS}-batch-0"
+        model, before = self.model(), signal.signal(signal.SIGTERM, end)
+        try:
+            for moment in ("on_epoch_end", "on_train_begin"):  # and then there is no epoch
+                resume = Resume(self.directory, save_freq, delete_checkpoint, save_before_exit=True)
+                signals = keras.callbacks.LambdaCallback(**{moment: terminate})
+                spy = mock.patch("tf_moe.distribute.resume.save_sharded", wraps=save_sharded)
+                with spy as save, self.assertRaises(SystemExit):
+                    self.fit(model, resume, signals)
+                saved += [call.args[0].name for call in save.call_args_list]
+                self.assertIs(signal.getsignal(signal.SIGTERM), end)
+                self.assertEqual(json.loads((self.directory / "state.json").read_text())["checkpoint"], last)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        self.assertEqual(saved.count(last), 1)  # to write it again could spoil it
+        again, rest = self.model(), Interrupt()
+        self.fit(again, rest, Resume(self.directory, save_freq))
+        self.assertEmpty(rest.losses)
+        for ours, expected in zip(again.variables, model.variables, strict=True):
+            self.assertAllEqual(ours, expected)
+        self.assertFalse(self.directory.exists())
+
+    @parameterized.parameters(("known_length", 2, True), ("known_length", "epoch", False), ("arrays", 2, False))
+    def test_from_one_device_to_a_mesh_and_back(self, kind, save_freq, is_told):
+        """In the middle of an epoch a dataset does not come in the same order, which one is told; arrays do."""
+
+        def model_on(strategy):
+            with strategy.scope():
+                return self.model(rate=0)  # the noise of Keras's dropout is another one on a mesh
+
+        whole, places, shuffle = Interrupt(), (tf.distribute.get_strategy(), strategy_on(2)), kind == "arrays"
+        self.fit(model_on(places[0]), whole, data=self.data(kind), shuffle=shuffle, epochs=2)
+        for began, goes_on in (places, places[::-1]):
+            model, data, rest = model_on(began), self.data(kind), Interrupt()
+            self.interrupted(model=model, after=STEPS + 3, save_freq=save_freq, data=data, shuffle=shuffle)
+            model, data = model_on(goes_on), self.data(kind)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                self.fit(model, rest, Resume(self.directory, save_freq), data=data, shuffle=shuffle, epochs=2)
+            self.assertEqual(any("that began on" in str(warning.message) for warning in caught), is_told)
+            if kind == "arrays":
+                self.assertAllClose(rest.losses, whole.losses[-len(rest.losses) :])
 
     def test_callbacks_of_other_loops(self):
         """Keras's lists of callbacks, which were taught to skip, are told of batches where there is no model too."""

@@ -5,7 +5,9 @@ import pathlib
 import keras
 import numpy as np
 import tensorflow as tf
+from absl.testing import parameterized
 
+import tf_moe
 from tests.base import TestCase
 from tests.distribute.helpers import CLOSE, VOCABULARY, compiled, language_model, moe_of, same_weights
 from tests.mesh.helpers import specs_of, strategy_on
@@ -94,6 +96,37 @@ class SavingTest(TestCase):
         for ours, expected in zip(kept, variables, strict=True):
             self.assertAllEqual(ours, expected)
         self.assertEqual(specs_of(moe_of(model).experts.hidden_kernel.value), ["expert", "", ""])
+
+    @parameterized.named_parameters(
+        (
+            "shape",
+            lambda: [keras.layers.Dense(3), keras.layers.Dense(5)],
+            r"'model/2/kernel' has shape \[3, 2\].* \[3, 5\]",
+        ),
+        (
+            "dtype",
+            lambda: [keras.layers.Dense(3), keras.layers.Dense(2, dtype="float16")],
+            "'model/2/kernel' has dtype float32, for a variable of dtype float16",
+        ),
+        (
+            "missing",
+            lambda: [keras.layers.Dense(n) for n in (3, 2, 4)],
+            r"there is no 'model/4/kernel', .* shape \[2, 4\]",
+        ),
+    )
+    def test_a_sharded_checkpoint_of_another_model_changes_nothing(self, layers, message):
+        """Also where only the last variables are others."""
+
+        def model(layers):
+            return keras.Sequential([keras.Input((4,)), *layers])
+
+        tf_moe.distribute.save_sharded(self.folder / "sharded", model([keras.layers.Dense(n) for n in (3, 2)]))
+        other = model(layers())
+        before = other.get_weights()
+        with self.assertRaisesRegex(ValueError, f"of another model. Received: .*{message}"):
+            tf_moe.distribute.restore_sharded(self.folder / "sharded", other)
+        for ours, expected in zip(other.get_weights(), before, strict=True):
+            self.assertAllEqual(ours, expected)
 
     def test_models_elsewhere_are_left_alone(self):
         """Keras's methods are wrapped once a strategy has been made; for other models nothing changes."""

@@ -10,6 +10,7 @@ from tests.base import TestCase
 from tests.distribute.helpers import compiled, language_model
 from tests.mesh.helpers import MESHES, specs_of, strategy_on
 from tf_moe import initializers
+from tf_moe.distribute import batches
 from tf_moe.distribute.strategy import ExpertParallelStrategy
 from tf_moe.distribute.values import OnMesh
 from tf_moe.layers import SparseMoE
@@ -165,6 +166,17 @@ class RunTest(TestCase):
             self.assertLen(batches(policy), 1)
         with self.assertRaisesRegex(ValueError, "auto_shard_policy=FILE. Take this process's files"):
             batches(policies.FILE)
+
+    def test_own_batches_of_processes_with_the_same_examples(self):
+        strategy, options = strategy_on(2), tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        dataset = tf.data.Dataset.range(4).batch(4).with_options(options)
+        message = r"OFF.*in a loop of your own.*distribute_datasets_from_function.*fit does not take"
+        with (
+            mock.patch.object(batches.dtensor, "num_clients", return_value=2),
+            self.assertRaisesRegex(ValueError, message),
+        ):
+            strategy.experimental_distribute_dataset(dataset)
 
     def test_what_cannot_be_a_batch(self):
         strategy = strategy_on(2)

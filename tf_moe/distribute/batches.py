@@ -32,8 +32,16 @@ class DistributedBatches:
 
     def place(self, batch):
         """A batch of the dataset, on the mesh."""
+
+        def place(x):
+            # What is left out, such as one output's sample weights; from a generator it comes as an Optional, which
+            # Keras takes for None too.
+            if x is None or isinstance(x, tf.experimental.Optional):
+                return None
+            return OnMesh(place_batch(x, self._shards, self._is_global))
+
         with tf.device(self._shards.mesh.local_devices()[0]):
-            return tf.nest.map_structure(lambda x: OnMesh(place_batch(x, self._shards, self._is_global)), batch)
+            return tf.nest.map_structure(place, batch)
 
 
 class MeshIterator(Iterator):
@@ -83,8 +91,9 @@ def distribute(dataset, shards: Shards) -> DistributedBatches:
     if reader(shards)[0] != processes:
         raise ValueError(
             f"On this mesh some of the {processes} processes compute the same examples. Received: a dataset with "
-            "auto_shard_policy=OFF, in which each reads its own. Leave the policy, or build the dataset in "
-            "strategy.distribute_datasets_from_function, which says what a process has to read."
+            "auto_shard_policy=OFF, in which each reads its own. Leave the policy; or, in a loop of your own, build "
+            "the dataset in strategy.distribute_datasets_from_function, which says what a process has to read (fit "
+            "does not take what that returns)."
         )
     return DistributedBatches(dataset, shards, is_global=False)
 

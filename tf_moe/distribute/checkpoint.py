@@ -68,8 +68,8 @@ def restore_sharded(path: str | os.PathLike, model: keras.Model, others: Sequenc
         others: As they were saved.
 
     Raises:
-        ValueError: If the checkpoint is damaged, or of another model (a variable is missing or has another shape), or
-            the model is not built.
+        ValueError: If the checkpoint is damaged, or of another model (a variable is missing, or has another shape or
+            dtype), in which case the model is left as it was; or the model is not built.
         FileNotFoundError: If there is no checkpoint of this name.
         TypeError: If it is no model.
 
@@ -87,7 +87,8 @@ def restore_sharded(path: str | os.PathLike, model: keras.Model, others: Sequenc
         with model.distribute_strategy.scope():
             model.optimizer.build(model.trainable_variables)
     with _reading(path):
-        saved = tf.train.load_checkpoint(path).get_variable_to_shape_map()
+        reader = tf.train.load_checkpoint(path)
+    saved, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     named = named_variables(model, others)
     parts = {name.split("/")[0] for name, _ in named}
     if unknown := sorted(name for name in saved.keys() - dict(named).keys() if name.split("/")[0] in parts):
@@ -95,12 +96,18 @@ def restore_sharded(path: str | os.PathLike, model: keras.Model, others: Sequenc
             f"The checkpoint is of another model. Received: {path!r}, where {unknown[0]!r} has shape "
             f"{saved[unknown[0]]}, for a model without it."
         )
+    for name, variable in named:  # all of them before the first is assigned: half a model would be no model
+        shape, dtype = list(variable.shape), variable.dtype
+        if name not in saved:
+            fault = f"there is no {name!r}, for a model where it has shape {shape}"
+        elif saved[name] != shape:
+            fault = f"{name!r} has shape {saved[name]}, for a variable of shape {shape}"
+        elif dtypes[name] != dtype:
+            fault = f"{name!r} has dtype {dtypes[name].name}, for a variable of dtype {dtype.name}"
+        else:
+            continue
+        raise ValueError(f"The checkpoint is of another model. Received: {path!r}, where {fault}.")
     for name, variable in named:
-        if saved.get(name) != list(variable.shape):
-            raise ValueError(
-                f"The checkpoint is of another model. Received: {path!r}, where {name!r} has shape {saved.get(name)}, "
-                f"for a variable of shape {list(variable.shape)}."
-            )
         _restore(path, name, variable)
 
 

@@ -5,12 +5,14 @@
 - `train_on_batch`, `test_on_batch` and `predict_on_batch` pass plain arrays, which DTensor does not take.
 - `save` and `save_weights` write a file in every process, all to the same place.
 - `export` traces the model for batches of any size, and on a mesh all shapes are static.
+- `ModelCheckpoint` and `BackupAndRestore` make, copy and delete files in every process, too.
 
 So they are wrapped, once, when the first strategy is made. Models of other strategies are left alone.
 """
 
 import functools
 import itertools
+import os
 import pathlib
 import shutil
 import tempfile
@@ -39,6 +41,8 @@ def wrap_keras_methods() -> None:
     keras.Model.save = _written_once(keras.Model.save)
     keras.Model.save_weights = _written_once(keras.Model.save_weights)
     keras.Model.export = _from_a_plain_model(keras.Model.export)
+    keras.callbacks.ModelCheckpoint._save_model = _folder_first(keras.callbacks.ModelCheckpoint._save_model)
+    keras.callbacks.BackupAndRestore._save_model = _backed_up_by_chief(keras.callbacks.BackupAndRestore._save_model)
     keras.callbacks.BackupAndRestore.on_train_end = _by_chief(keras.callbacks.BackupAndRestore.on_train_end)
 
 
@@ -134,9 +138,36 @@ def _from_a_plain_model(export):
             thread = threading.Thread(target=build_and_export)
             thread.start()
             thread.join()
+        barrier()  # after a failure, too: the others are waiting
         if failures:
             raise failures[0]
-        barrier()
+
+    return wrapper
+
+
+def _folder_first(save_model):
+    """Make the folder before the callback looks for it: of processes that find none at once, all but one would fail."""
+
+    @functools.wraps(save_model)
+    def wrapper(callback, epoch, batch, logs):
+        if shards_of_model(callback.model) is not None:
+            folder = os.path.dirname(callback._get_file_path(epoch, batch, logs))
+            if folder:
+                tf.io.gfile.makedirs(folder)  # which may be there
+        save_model(callback, epoch, batch, logs)
+
+    return wrapper
+
+
+def _backed_up_by_chief(save_model):
+    """Process 0 makes the folder and the files; the others do their part in gathering the weights."""
+
+    @functools.wraps(save_model)
+    def wrapper(callback):
+        if shards_of_model(callback.model) is None or dtensor.client_id() == 0:
+            save_model(callback)
+        else:
+            callback.model.save_weights(callback._weights_path)
 
     return wrapper
 
@@ -146,8 +177,13 @@ def _by_chief(method):
 
     @functools.wraps(method)
     def wrapper(callback, *args, **kwargs):
-        if shards_of_model(callback.model) is None or dtensor.client_id() == 0:
+        if shards_of_model(callback.model) is None:
             method(callback, *args, **kwargs)
-        barrier()
+            return
+        try:
+            if dtensor.client_id() == 0:
+                method(callback, *args, **kwargs)
+        finally:
+            barrier()  # after a failure, too: the others are waiting
 
     return wrapper

@@ -17,17 +17,32 @@ import ctypes
 import itertools
 
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 # 20 MB for each program; of less, programs of several loops did not get enough.
 _BLOCKS_OF_A_SIZE, _SIZES = 40, range(4096, 64, -16)
 
 _program = itertools.count()
+_loops_so_far = 0  # when memory was last taken
 
 
 def new_program():
-    """A name scope for a program that is about to be traced, which can then be compiled beside the others."""
-    _take_freed_memory()
+    """A name scope for a program that is about to be traced, which can then be compiled beside the others.
+
+    An eager step is no such program, but may call a `tf.function`, which is. To take memory in each would fill it; so
+    it is taken where loops have been compiled since it was last.
+    """
+    global _loops_so_far
+    loops = _compiled_loops()
+    if loops != _loops_so_far or not tf.executing_eagerly():
+        _loops_so_far = loops
+        _take_freed_memory()
     return tf.name_scope(f"mesh_program_{next(_program)}")
+
+
+def _compiled_loops():
+    """How many functions DTensor has made of loops. Those that `tf.function` makes have a number at the end."""
+    return sum(name.endswith("_body") for name in context.context().list_function_names())
 
 
 def _take_freed_memory():

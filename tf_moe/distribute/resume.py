@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import warnings
@@ -20,6 +21,8 @@ from tf_moe.distribute.replay import FitData, Replay, data_of_fit, finish, frame
 from tf_moe.distribute.strategy import ExpertParallelStrategy
 
 _STATE = "state.json"
+# All that is made here of the files in a directory, where there may be others: the state, checkpoints and their parts.
+_OURS = re.compile(r"state\.json(\.new)?|epoch-\d+-batch-\d+(\.index|\.data-\d+-of-\d+|_parts)", re.ASCII)
 _DEFAULT_SEED = 87654321  # which TensorFlow names when none is set
 # What a checkpoint is of: batches seen of an epoch, how many it has, and the seed of the order of the data.
 _FIELDS = {"checkpoint": str, "epoch": int, "batch": int, "steps": int | None, "seed": int | None}
@@ -42,7 +45,8 @@ class Resume(keras.callbacks.Callback):
       over the dataset before, which are made again (without reading them). So nothing else may iterate over the
       dataset in between, and no `cache` come behind a shuffle. Arrays that `fit` shuffles need
       `keras.utils.set_random_seed` if checkpoints are saved in mid-epoch. Where the seed is not that of the run before,
-      a warning says so.
+      a warning says so; likewise where a training on a dataset goes on in mid-epoch on a mesh that began on one
+      device, or the other way round.
     - The batches of an epoch that were seen are read again, without training on them; with `steps_per_epoch` and a
       dataset that never ends, all from the first on.
     - The state is in the model, its metrics and its `optimizer`. Noise goes on if it comes from a
@@ -96,16 +100,18 @@ class Resume(keras.callbacks.Callback):
         except (TypeError, ValueError) as error:
             raise ValueError(f"settings must be what JSON can hold. Received: settings={settings!r}.") from error
         self._epoch, self._steps_per_epoch, self._found = 0, None, None
+        self._unsaved = None  # epoch and batch that the training has come to, if there is no checkpoint of that
         self._signals = contextlib.ExitStack()
         self._begins = self._terminated = False
 
     def on_train_begin(self, logs=None):
         _check_strategy(self.model)
-        self._begins, self._terminated = True, False
+        self._begins, self._terminated, self._unsaved = True, False, None
         data = data_of_fit(self.model)
         _check_data(data, in_mid_epoch=self.save_freq != "epoch" or self.save_before_exit)
         self._steps_per_epoch = data.steps_per_epoch
-        self._found = self._read()
+        barrier()  # the first process is done with the files of the fit before
+        self._found = self._read(data)
         barrier()  # every process has read it before any writes the next
         self.model._initial_epoch = None
         if self._found is not None:
@@ -127,17 +133,20 @@ class Resume(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         seen, at_once = batch + 1, self.model.steps_per_execution
         due = self.save_freq != "epoch" and seen // self.save_freq > (seen - at_once) // self.save_freq
-        self._save_and_exit(self._epoch, seen, due)
+        self._unsaved = self._epoch, seen
+        self._save_and_exit(due)
 
     def on_epoch_end(self, epoch, logs=None):
         is_last = epoch + 1 == self.params["epochs"] or self.model.stop_training
         is_kept = not self.delete_checkpoint and is_last
-        self._save_and_exit(epoch + 1, 0, due=self.save_freq == "epoch" or is_kept)
+        self._unsaved = epoch + 1, 0
+        self._save_and_exit(due=self.save_freq == "epoch" or is_kept)
 
     def on_train_end(self, logs=None):
         self._signals.close()
         self.model._initial_epoch = None
         finish(self.model)
+        self._save_and_exit(due=False)  # a signal may have come after the last epoch, or there was none to train
         if self.delete_checkpoint:
             barrier()
             if dtensor.client_id() == 0 and self.directory.exists():
@@ -145,7 +154,7 @@ class Resume(keras.callbacks.Callback):
                 with contextlib.suppress(OSError):  # there are files of others in it
                     self.directory.rmdir()
 
-    def _read(self):
+    def _read(self, data):
         """What the last checkpoint is of; None without one."""
         file = self.directory / _STATE
         if not file.exists():
@@ -173,7 +182,21 @@ class Resume(keras.callbacks.Callback):
                 "keras.utils.set_random_seed first in the script, with the same seed every time.",
                 stacklevel=2,
             )
+        was_on_mesh = found.get("on_mesh", self._is_on_mesh)  # older files do not say
+        if found["batch"] and was_on_mesh != self._is_on_mesh and data.is_dataset:
+            # Keras builds a model of a strategy from a batch, and so begins every fit with one more pass over the data.
+            before, now = ("a mesh", "one device") if was_on_mesh else ("one device", "a mesh")
+            warnings.warn(
+                f"Training goes on in the middle of an epoch on {now}, and that began on {before}. If its data are "
+                "shuffled anew in every epoch, some will now come twice and others not at all, as their orders are not "
+                f"the same on both. Go on with this epoch on {before}.",
+                stacklevel=2,
+            )
         return found
+
+    @property
+    def _is_on_mesh(self):
+        return isinstance(self.model.distribute_strategy, ExpertParallelStrategy)
 
     def _restore(self):
         batch = self._found["batch"]
@@ -183,9 +206,10 @@ class Resume(keras.callbacks.Callback):
         """The variables of the metrics, which count in the middle of an epoch."""
         return self.model.metrics_variables if batch else []
 
-    def _save_and_exit(self, epoch, batch, due):
-        if due or self._terminated:
-            self._save(epoch, batch)
+    def _save_and_exit(self, due):
+        if self._unsaved and (due or self._terminated):
+            self._save(*self._unsaved)
+            self._unsaved = None
         if self._terminated:
             self._terminated = False
             os.kill(os.getpid(), signal.SIGTERM)  # to the handler that was there before, which ends the process
@@ -195,7 +219,7 @@ class Resume(keras.callbacks.Callback):
         name = f"epoch-{epoch}-batch-{batch}"
         state, new = self.directory / _STATE, self.directory / f"{_STATE}.new"
         values = {"checkpoint": name, "epoch": epoch, "batch": batch, "steps": self.params["steps"], "seed": _seed()}
-        values["settings"] = self.settings
+        values |= {"settings": self.settings, "on_mesh": self._is_on_mesh}
         try:
             save_sharded(self.directory / name, self.model, self._metrics(batch))
             if dtensor.client_id() != 0:
@@ -213,8 +237,8 @@ class Resume(keras.callbacks.Callback):
 
     def _delete(self, chosen=lambda file: True):
         """Delete those that are chosen of the files of this callback."""
-        for file in [*self.directory.glob("epoch-*"), *self.directory.glob(f"{_STATE}*")]:
-            if chosen(file):
+        for file in [*self.directory.glob("*")]:
+            if _OURS.fullmatch(file.name) and chosen(file):
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
 
     def _catch_sigterm(self):
