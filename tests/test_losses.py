@@ -159,6 +159,11 @@ class SmoothLoadTest(TestCase):
             with self.assertRaisesRegex(ValueError, rf"1\.\.3.*Received: k={k}"):
                 smooth_load(tf.zeros([2, 3]), tf.zeros([2, 3]), tf.ones([2, 3]), k)
 
+    def test_numpys_integers_are_integers(self):
+        arrays = self.arrays(5, 4)
+        for kind in (np.int32, np.int64, np.uint8):
+            self.assertAllEqual(smooth_load(*arrays, kind(2)), smooth_load(*arrays, 2))
+
     def test_xla_gives_the_same(self):
         clean, noisy, stddev = (a.astype("float32") for a in self.arrays(300, 8))
         compiled = tf.function(smooth_load, jit_compile=True)
@@ -312,3 +317,8 @@ class ZLossTest(TestCase):
     def test_wrong_mask_raises(self):
         with self.assertRaisesRegex(ValueError, r"mask \(3,\), inputs \(2, 4\)"):
             z_loss(tf.zeros([2, 4]), tf.ones(3, tf.bool))
+
+
+class PublicTest(TestCase):
+    def test_losses_of_later_papers_are_public(self):
+        self.assertContainsSubset(["switch_loss", "z_loss"], losses.__all__)

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tf_moe import checks
 
-__all__ = ["cv_squared", "importance", "smooth_load", "threshold_loss"]
+__all__ = ["cv_squared", "importance", "smooth_load", "switch_loss", "threshold_loss", "z_loss"]
 
 # Below this a noise of standard deviation is treated as this. It only keeps 0/0 out of the load estimate:
 # softplus reaches it near logits of -14, where the estimate is a step function already.
@@ -97,8 +97,10 @@ def smooth_load(
     )
     checks.same_shape(clean_logits=clean_logits, noisy_logits=noisy_logits, noise_stddev=noise_stddev)
     num_experts = clean_logits.shape[-1]
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_experts:
-        raise ValueError(f"k must be in 1..{num_experts}, the number of experts. Received: k={k!r}.")
+    hint = f" in 1..{num_experts}, the number of experts"
+    k = checks.integer("k", k, hint=hint)
+    if k > num_experts:
+        raise ValueError(f"k must be a positive integer{hint}. Received: k={k!r}.")
     highest = tf.math.top_k(noisy_logits, min(k + 1, num_experts)).values
     probability = top_k_probability(clean_logits, noisy_logits, noise_stddev, highest, k)
     if mask is not None:
@@ -166,7 +168,7 @@ def switch_loss(load: tf.Tensor, probabilities: tf.Tensor, mask: tf.Tensor | Non
 
     Example:
 
-    >>> float(switch_loss([3.0, 1.0], [[0.6, 0.4], [0.9, 0.1]]))  # 2 * (3/4 * 3/4 + 1/4 * 1/4)
+    >>> float(tf_moe.losses.switch_loss([3.0, 1.0], [[0.6, 0.4], [0.9, 0.1]]))  # 2 * (3/4 * 3/4 + 1/4 * 1/4)
     1.25
 
     Reference: section 2.2, equations 4 to 6, of Fedus et al. (2021), Switch Transformers.
@@ -201,7 +203,7 @@ def z_loss(logits: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
 
     Example:
 
-    >>> float(z_loss(tf.math.log([[1.0, 2.0, 5.0], [0.5, 0.25, 0.25]])))  # (log(8)^2 + log(1)^2) / 2
+    >>> float(tf_moe.losses.z_loss(tf.math.log([[1.0, 2.0, 5.0], [0.5, 0.25, 0.25]])))  # (log(8)^2 + log(1)^2) / 2
     2.16...
 
     Reference: section 3.3, equation 5, of Zoph et al. (2022), ST-MoE.

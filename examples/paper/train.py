@@ -28,7 +28,7 @@ def train(run: Run, data: Data, options: argparse.Namespace) -> dict[str, Any]:
         network = dataclasses.replace(network, dropout=options.dropout)
     model = network.build(data.vocabulary_size, **run.arguments(network))
     model.compile(
-        make_optimizer(options, run.weight_decay),
+        make_optimizer(options, run.weight_decay, network.num_experts is not None),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=[Perplexity()],
     )
@@ -73,7 +73,7 @@ def total_steps(options) -> int:
     return options.steps // points * points
 
 
-def make_optimizer(options, weight_decay: float) -> keras.optimizers.Optimizer:
+def make_optimizer(options, weight_decay: float, has_experts: bool) -> keras.optimizers.Optimizer:
     """Adam; for the experts appendix D's factored one, or one with weight decay, if so asked; warm-up, then a cosine.
 
     The norm of the gradient is clipped, of both parts each by itself.
@@ -87,7 +87,7 @@ def make_optimizer(options, weight_decay: float) -> keras.optimizers.Optimizer:
         )
 
     adam = keras.optimizers.Adam(schedule(), global_clipnorm=1.0)
-    if not options.factored and not weight_decay:
+    if not has_experts or not (options.factored or weight_decay):
         return adam
     kind = FactoredAdam if options.factored else keras.optimizers.AdamW
     return optimizer_for(kind(schedule(), weight_decay=weight_decay or None, global_clipnorm=1.0), adam)

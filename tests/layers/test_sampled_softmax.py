@@ -65,6 +65,24 @@ class SampledSoftmaxTest(TestCase):
         self.assertAllClose(counts, expected, rtol=0.1)
         self.assertNotAllEqual(words, layer._draw())
 
+    def test_every_word_of_a_very_large_vocabulary_may_come(self):
+        """There are 2^23 float32 numbers between 0 and 1, as `uniform` draws them."""
+        layer = SampledSoftmax(2**25, num_sampled=10_000, sampling="uniform")
+        self.assertAllClose(np.bincount(layer._draw() % 4, minlength=4) / 10_000, np.full(4, 0.25), atol=0.05)
+        # By rank 8600 of these are expected among the last 5 million words, of which some 7 for the second time.
+        layer = SampledSoftmax(10_000_000, num_sampled=200_000)
+        words = layer._draw().numpy()
+        last = words[words >= 5_000_000]
+        self.assertBetween(len(last), 8000, 9200)
+        self.assertLess(len(last) - len(np.unique(last)), 35)
+
+    def test_a_seed_draws_the_words_that_float32_numbers_do(self):
+        """The digits beyond float32's change a word only where two meet: samples of earlier releases come again."""
+        layer = SampledSoftmax(1000, num_sampled=500, sampling="uniform", seed=7)
+        state = tf.cast(layer.seed_generator.state, tf.int32)
+        words = tf.cast(tf.random.stateless_uniform([500], state) * 1000, tf.int32)
+        self.assertAllEqual(layer._draw(), words)
+
     def test_targets_in_the_sample_count_once(self):
         """One word besides the target: were hits counted, the loss would be far from zero."""
         layer = SampledSoftmax(2, num_sampled=50, sampling="uniform")
@@ -114,6 +132,23 @@ class SampledSoftmaxTest(TestCase):
         x = self.rng.integers(1, V, (8, 5)).astype("int32")
         self.assertTrue(np.isfinite(model.fit(x, x, verbose=0).history["loss"][0]))
         self.assertDTypeEqual(model.predict(x, verbose=0), np.float32)
+
+    @parameterized.parameters("bfloat16", "float16", "float64", "mixed_bfloat16")
+    def test_a_dtype_of_its_own(self, dtype):
+        """The loss is float32, as Keras's are, and that of the same weights in a float32 layer."""
+        x, targets = tf.cast(self.normal(5, D), "bfloat16"), self.rng.integers(0, V, 5)
+        layers = [SampledSoftmax(V, num_sampled=30, seed=5, dtype=each) for each in (dtype, "float32")]
+        values, gradients = [], []
+        for layer in layers:
+            layer.build((None, D))
+            layer.set_weights(layers[0].get_weights())
+            with tf.GradientTape() as tape:
+                values.append(SampledSoftmaxLoss()(targets, layer(tf.cast(x, layer.compute_dtype), training=True)))
+            gradients.append(tf.convert_to_tensor(tape.gradient(values[-1], layer.kernel.value)))
+        self.assertDTypeEqual(values[0], np.float32)
+        self.assertAllClose(*values, rtol=1e-5)
+        self.assertEqual(gradients[0].dtype, layers[0].kernel.dtype)
+        self.assertAllClose(tf.cast(gradients[0], "float32"), gradients[1], rtol=0.05, atol=0.01)
 
     def test_on_a_mesh(self):
         one = self.make_model()

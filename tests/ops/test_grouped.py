@@ -110,6 +110,14 @@ def with_gradients(way):
     return run
 
 
+def weight_gradient(rows, counts, weights, d_output):
+    """Of one product, in chunks."""
+    with tf.GradientTape() as tape:
+        tape.watch(weights)
+        output = chunks(tf.matmul, rows, counts, weights)
+    return tape.gradient(output, weights, d_output)[0]
+
+
 class GroupedTest(TestCase):
     """S rows, G groups, D width in, H hidden, O width out."""
 
@@ -217,6 +225,19 @@ class GroupedTest(TestCase):
             for way in WAYS:
                 with self.subTest(name, way=way.__name__):
                     self.check(with_gradients(way), counts, size, tf.bfloat16, {"rtol": 0.05, "atol": 0.4})
+
+    def test_bfloat16_of_many_chunks(self):
+        """Parts of one sign, all alike: in bfloat16 their sum would stop growing at 256 of them."""
+        size, groups = 2816, 128  # a chunk of the hot group is 8 rows
+        row, weights, d_row = self.normal(1, D), [self.normal(groups, D, O)], self.normal(1, O)
+        counts, run = np.eye(groups, dtype="int32")[3] * size, tf.function(weight_gradient)
+        inputs = [tf.cast(np.repeat(x, size, 0), "bfloat16") for x in (row, d_row)]
+        weights = [tf.cast(w, "bfloat16") for w in weights]
+        got = run(inputs[0], counts, weights, inputs[1])
+        self.assertEqual(got.dtype, tf.bfloat16)
+        rows, d_output = (tf.cast(x, "float32") for x in inputs)
+        want = run(rows, counts, [tf.cast(w, "float32") for w in weights], d_output)
+        self.assertAllClose(tf.cast(got, "float32"), want, rtol=2**-6)
 
     def test_even_loads_need_no_loop(self):
         for counts, loops in (([6, 6, 6, 6], False), ([24], False), ([0, 0, 0, 0], False), ([500, 2, 2, 2], True)):

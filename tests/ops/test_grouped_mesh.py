@@ -114,6 +114,33 @@ class GroupedMeshTest(TestCase):
     def test_stay_in_one_piece(self):
         self.check((2, 1), in_one_piece=True, stay=True)
 
+    def test_bfloat16_of_many_rounds(self):
+        """Parts of one sign, all alike: in bfloat16 their sum would stop growing at 256 of them."""
+        strategy, size, groups = strategy_on(2), 2816, 128  # a round is 8 rows of a device
+
+        def run(rows, group, weight, d_output):
+            rows, group, d_output = (strategy.shards.lay_out_tokens(x) for x in (rows, group, d_output))
+            weight = strategy.shards.lay_out(weight, {0: "expert"})
+            with tf.GradientTape() as tape:
+                tape.watch(weight)
+                sent = group_by(group, groups)
+                output = apply_grouped_mesh(tf.matmul, rows, sent, [weight], Exchange(strategy.shards))
+            return tape.gradient(output, weight, d_output)
+
+        rows, weight, d_output = (
+            tf.cast(x, "bfloat16")
+            for x in (
+                np.tile(self.normal(D), (2, 1, size, 1)),
+                self.normal(groups, D, O),
+                np.tile(self.normal(O), (2, 1, size, 1)),
+            )
+        )
+        group = np.full((2, 1, size), 3, "int32")
+        got = Program(strategy, run)(rows, group, weight, d_output)
+        want = np.zeros((groups, D, O))
+        want[3] = np.einsum("nrmd,nrmo->do", *(tf.cast(x, "float32") for x in (rows, d_output)))
+        self.assertAllClose(got.astype("float32"), want, rtol=2**-6)
+
     def test_recompute_keeps_nothing_of_the_block(self):
         calls = []
 

@@ -1,4 +1,5 @@
 import pathlib
+import warnings
 
 import keras
 import numpy as np
@@ -39,6 +40,27 @@ class OptimizerForTest(TestCase):
         self.assertEqual(of_experts, 2)
         slots = [tuple(v.shape) for v in model.optimizer.variables if len(v.shape)]
         self.assertEqual(slots, [(4, 4), (4, 8), (4, 8), (4, 4)])
+
+    def test_no_weight_for_the_experts_is_told(self):
+        """Keras layers that were built before the mixture have no "experts" in their paths."""
+
+        def built():
+            return keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+
+        def model_of(expert):
+            model = keras.Sequential([keras.Input((4,)), SparseMoE(4, k=2, expert=expert)])
+            return model, optimizer_for(FactoredAdam(0.01), keras.optimizers.SGD(0.1))
+
+        model, optimizer = model_of(built)
+        with self.assertWarnsRegex(UserWarning, f"Received: {len(model.trainable_variables)} weights.*not built"):
+            optimizer.build(model.trainable_variables)
+        self.assertFalse(optimizer.experts.built)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            optimizer.build(model.trainable_variables)  # told once
+            model, optimizer = model_of(lambda: keras.layers.Dense(4))
+            optimizer.build(model.trainable_variables)
+        self.assertTrue(optimizer.experts.built)
 
     def test_is_saved(self):
         model, path = make_model(), pathlib.Path(self.get_temp_dir(), "model.keras")

@@ -9,6 +9,9 @@ from tests.base import TestCase
 from tf_moe.experts import FeedForward
 from tf_moe.optimizers import FactoredAdam
 
+# The most by which a number is rounded, as a part of it.
+ROUNDING = {"bfloat16": 2**-8, "float16": 2**-11}
+
 
 def adam_by_hand(weight, gradients, rate, beta_1, beta_2, epsilon, factored):
     """In float64, one matrix at a time."""
@@ -130,6 +133,27 @@ class FactoredAdamTest(TestCase):
                 )
                 self.assertAllClose(ours, theirs, rtol=1e-4, atol=1e-4)
                 self.assertNotAllClose(ours, weight, atol=1e-3)
+
+    @parameterized.product(dtype=("bfloat16", "float16"), beta_1=(0.0, 0.9), xla=(False, True))
+    def test_half_precision_follows_float32(self, dtype, beta_1, xla):
+        """A beta_2 of 0.999 is 1 in bfloat16, and an epsilon of 1e-7 nothing to float16."""
+        steps, shapes = 5, [(3, 4, 5), (4, 5), (5,), ()]
+        weights = [tf.cast(self.normal(*shape), dtype) for shape in shapes]
+        gradients = [[tf.cast(0.01 * self.normal(*shape), dtype) for shape in shapes] for _ in range(steps)]
+        results = []
+        for each in (dtype, "float32"):
+            variables = [keras.Variable(tf.cast(w, each), dtype=each) for w in weights]
+            optimizer = FactoredAdam(0.1, beta_1)
+            optimizer.build(variables)
+            self.assertEqual({v.dtype for v in optimizer.variables[1:]}, {"float32"})
+            apply = tf.function(optimizer.apply, jit_compile=xla, autograph=False)
+            for step in gradients:
+                apply([tf.cast(g, each) for g in step])
+            results.append(variables)
+        for half, whole, weight in zip(*results, weights, strict=True):
+            self.assertEqual(half.dtype, dtype)
+            largest = float(tf.reduce_max(tf.abs(tf.cast(weight, "float32")))) + 0.1 * steps
+            self.assertAllClose(tf.cast(half, "float32"), whole, rtol=0, atol=steps * ROUNDING[dtype] * largest)
 
     def test_config(self):
         optimizer = FactoredAdam(0.01, 0.5, 0.9, 1e-3, weight_decay=0.1, clipnorm=2.0, use_ema=True, name="mine")

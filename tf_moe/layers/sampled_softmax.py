@@ -94,7 +94,7 @@ class SampledSoftmax(keras.layers.Layer):
         return _products(inputs, tf.convert_to_tensor(self.kernel)) + self.bias
 
     def sampled_loss(self, targets: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
-        """Cross-entropy of each target against a sample: int32 `(...)` and float32 `(..., D)` -> float32 `(...)`.
+        """Cross-entropy of each target against a sample: int32 `(...)` and floats `(..., D)` -> floats `(...)`.
 
         The softmax's denominator is the target's term, and of the other words' those in the sample, each divided by
         how often its word is to be expected there: an estimate without bias.
@@ -103,17 +103,24 @@ class SampledSoftmax(keras.layers.Layer):
             sample = self._draw()
             # Read whole: a gather of a variable would make every later read copy it.
             kernel, bias = tf.convert_to_tensor(self.kernel), tf.convert_to_tensor(self.bias)
-            logits = _products(inputs, tf.gather(kernel, sample))
-            logits += tf.gather(bias, sample) - self._log_expected(sample)
+
+            def rows(weight, words):
+                """In the dtype of the loss, which need not be that of the layer."""
+                return tf.cast(tf.gather(weight, words), inputs.dtype)
+
+            logits = _products(inputs, rows(kernel, sample))
+            logits += rows(bias, sample) - tf.cast(self._log_expected(sample), inputs.dtype)
             logits = tf.where(tf.equal(tf.expand_dims(targets, -1), sample), -1e30, logits)
-            target = tf.reduce_sum(inputs * tf.gather(kernel, targets), axis=-1) + tf.gather(bias, targets)
+            target = tf.reduce_sum(inputs * rows(kernel, targets), axis=-1) + rows(bias, targets)
         logits = tf.concat([tf.expand_dims(target, -1), logits], axis=-1)
         return tf.reduce_logsumexp(logits, axis=-1) - target
 
     def _draw(self):
         """Words of this step's sample, `(num_sampled,)`, with repetitions."""
         seed = tf.cast(self.seed_generator.next(), tf.int32)
-        numbers = uniform([self.num_sampled], seed, current_shards())
+        # Float32 numbers are multiples of 2^-23, fewer than there may be words: others are the digits that follow.
+        numbers, digits = tf.unstack(tf.cast(uniform([2, self.num_sampled], seed, current_shards()), tf.float64))
+        numbers += digits * 2.0**-23
         if self.sampling == "log_uniform":
             words = tf.exp(numbers * math.log(self.vocabulary_size + 1)) - 1
         else:

@@ -1,5 +1,6 @@
 """The loop of `grouped.py` for XLA: chunks of a fixed number of rows, shapes that follow from S and G alone."""
 
+import keras
 import tensorflow as tf
 
 from tf_moe.ops.gradients import gradients_of
@@ -48,11 +49,14 @@ class Chunks:
             inputs = [_take(rows, place), *(_slice(w, group) for w in weights)]
             d_chunk, *d_slices = gradients_of(function, inputs, _take(d_output, place))
             at = tf.reshape(group, [1, 1])
+            d_slices = [tf.cast(s, d.dtype) for d, s in zip(d_weights, d_slices, strict=True)]
             d_weights = [tf.tensor_scatter_nd_add(d, at, s) for d, s in zip(d_weights, d_slices, strict=True)]
             return n + 1, _put(d_rows, place, d_chunk), *d_weights
 
-        _, d_rows, *d_weights = self._loop(body, d_rows, *d_weights)
-        return d_rows[:-1], d_weights
+        # The sum of a hot group's many chunks in half precision would stop growing at a few hundred times one of them.
+        sums = [tf.cast(d, keras.backend.result_type(d.dtype, "float32")) for d in d_weights]
+        _, d_rows, *sums = self._loop(body, d_rows, *sums)
+        return d_rows[:-1], [tf.cast(d, w.dtype) for d, w in zip(sums, weights, strict=True)]
 
     def _loop(self, body, rows, *others):
         """Run body for every chunk; the rows get one more at their end, written where a chunk has no row."""

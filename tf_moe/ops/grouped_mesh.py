@@ -10,6 +10,7 @@ none. Nothing is dropped, and one program serves all loads.
 import math
 from collections.abc import Callable, Sequence
 
+import keras
 import tensorflow as tf
 
 from tf_moe.mesh.groups import Groups
@@ -72,7 +73,7 @@ def apply_grouped_mesh(
             def add_gradients(places: Window, d_rows, *d_weights):
                 inputs = [move.there(places.fill(rows)), *weights]
                 d_moved, *more = gradients_of(function, inputs, move.there(places.fill(d_output)))
-                d_weights = [d + m for d, m in zip(d_weights, more, strict=True)]
+                d_weights = [d + tf.cast(m, d.dtype) for d, m in zip(d_weights, more, strict=True)]
                 return d_rows + places.read(move.back(d_moved, places)), *d_weights
 
             d_moved, *d_weights = tape.gradient(
@@ -81,7 +82,10 @@ def apply_grouped_mesh(
                 move.there(block.fill(d_output)),
                 unconnected_gradients=tf.UnconnectedGradients.ZERO,
             )
-            return loop(add_gradients, block.read(move.back(d_moved, block)), *d_weights)
+            # The sum of a hot group's many rounds in half precision would stop growing at a few hundred times one.
+            sums = [tf.cast(d, keras.backend.result_type(d.dtype, "float32")) for d in d_weights]
+            d_rows, *sums = loop(add_gradients, block.read(move.back(d_moved, block)), *sums)
+            return d_rows, *(tf.cast(d, w.dtype) for d, w in zip(sums, weights, strict=True))
 
         return loop(add_output, block.read(move.back(computed, block)))[0], gradient
 

@@ -1,5 +1,7 @@
 """An optimizer for the experts and another one for everything else."""
 
+import warnings
+
 import keras
 
 # The weights of the experts of a `SparseMoE` have this in their paths.
@@ -22,6 +24,18 @@ class OptimizerOfParts(keras.optimizers.MultiOptimizer):
         super().__init__(optimizer_map, **kwargs)
         self.experts, self.others = self.optimizers
 
+    def build(self, var_list):
+        if not self.built and not any(self._optimizer_map(variable) is self.experts for variable in var_list):
+            # No error: programs that compare a mixture with a dense model give both the same optimizer.
+            warnings.warn(
+                "No weight goes to the optimizer of the experts, all go to the other one. "
+                f"Received: {len(var_list)} weights, none with a layer named 'experts' in its path. Keras layers as "
+                "experts get such a path only where SparseMoE builds them: let expert= return layers that are not "
+                "built, so without a keras.Input and never called. For a model without experts pass `others` alone.",
+                stacklevel=2,
+            )
+        super().build(var_list)
+
 
 def optimizer_for(experts: keras.optimizers.Optimizer, others: keras.optimizers.Optimizer) -> OptimizerOfParts:
     """One optimizer of two: for the experts of all `SparseMoE` layers, and for all other weights.
@@ -30,7 +44,8 @@ def optimizer_for(experts: keras.optimizers.Optimizer, others: keras.optimizers.
     do, they do each for their part: learning rates, clipping by global norm, decay, averages.
 
     Args:
-        experts: The optimizer of the experts' weights, those with a layer named "experts" in their path.
+        experts: The optimizer of the experts' weights, those with a layer named "experts" in their path. Keras layers
+            as experts have it if they were not built before the `SparseMoE`. Where no weight has, a warning says so.
         others: The optimizer of all others.
 
     Returns:

@@ -22,7 +22,8 @@ class FactoredAdam(keras.optimizers.Optimizer):
     ```
 
     with Adam's corrections for the averages' start. A bank of E experts of D x H keeps E (D + H) numbers where Adam
-    keeps 2 E D H. Vectors, and stacks of vectors such as the experts' biases, keep the whole second moment.
+    keeps 2 E D H. Vectors, and stacks of vectors such as the experts' biases, keep the whole second moment. Weights
+    in half precision have all this in float32, and so is the arithmetic.
 
     Args:
         learning_rate: A float, a `keras.optimizers.schedules.LearningRateSchedule` or a callable. Default 0.001.
@@ -77,7 +78,7 @@ class FactoredAdam(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(var_list)
-        self._momentums = self.add_optimizer_variables(var_list, "momentum") if self.beta_1 else None
+        self._momentums = [self._add_slot(v, v.shape, "momentum") for v in var_list] if self.beta_1 else None
         self._moments = [self._add_moments(variable) for variable in var_list]
         # Its own, as a compiled function does not outlive the variables of its first call; and in a closure, for
         # TensorFlow would take an attribute that is one to be part of what is saved.
@@ -87,22 +88,25 @@ class FactoredAdam(keras.optimizers.Optimizer):
     def _add_moments(self, variable):
         """The averages of a weight: of its rows and of its columns, or of all of it."""
         if not is_factored(variable):
-            return (self.add_variable_from_reference(variable, name="velocity"),)
+            return (self._add_slot(variable, variable.shape, "velocity"),)
         *stack, rows, columns = variable.shape
-        name = variable.path.replace("/", "_")
+        return (
+            self._add_slot(variable, (*stack, rows), "row_velocity"),
+            self._add_slot(variable, (*stack, columns), "column_velocity"),
+        )
+
+    def _add_slot(self, variable, shape, kind):
+        name = f"{variable.path.replace('/', '_')}_{kind}"
         with self._distribution_strategy.extended.colocate_vars_with(variable.value):
-            return tuple(
-                self.add_variable((*stack, size), dtype=variable.dtype, name=f"{name}_{kind}")
-                for size, kind in ((rows, "row_velocity"), (columns, "column_velocity"))
-            )
+            return self.add_variable(shape, dtype=_slot_dtype(variable), name=name)
 
     def update_step(self, gradient, variable, learning_rate):
-        index, dtype = self._get_variable_index(variable), variable.dtype
+        index = self._get_variable_index(variable)
         momentum = (self._momentums[index],) if self.beta_1 else ()
         state = State(variable, self._moments[index], momentum)
-        gradient = tf.cast(tf.convert_to_tensor(gradient), dtype)
+        gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
         numbers = (learning_rate, self.iterations + 1, self.beta_1, self.beta_2, self.epsilon)
-        numbers = [tf.cast(x, dtype) for x in numbers]
+        numbers = [tf.cast(x, _slot_dtype(variable)) for x in numbers]
         if is_factored(variable) and not tf.distribute.has_strategy() and not compiled_by_xla():
             self._update_in_place(tf.nest.map_structure(_tf_variable, state), gradient, numbers)
             return
@@ -117,6 +121,11 @@ class FactoredAdam(keras.optimizers.Optimizer):
 def is_factored(variable: keras.Variable) -> bool:
     """Whether a weight is a matrix or a stack of matrices."""
     return len(variable.shape) - getattr(variable, "stacked_axes", 0) >= 2
+
+
+def _slot_dtype(variable):
+    """The weight's, but of half precision float32: it would lose the small steps of averages."""
+    return keras.backend.result_type(variable.dtype, "float32")
 
 
 def _tf_variable(variable):

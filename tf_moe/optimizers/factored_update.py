@@ -1,6 +1,7 @@
 """The arithmetic of `FactoredAdam`, on tensors and on variables.
 
-`numbers` are learning rate, step, beta_1, beta_2 and epsilon, as scalars of the weight's dtype.
+`numbers` are learning rate, step, beta_1, beta_2 and epsilon, as scalars of the slots' dtype. All is computed in it: a
+weight may be in half precision, where a beta_2 of 0.999 would be 1.
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ class State(NamedTuple):
 def update(state: State, gradient: tf.Tensor, numbers: Sequence[tf.Tensor]) -> State:
     """The next state."""
     learning_rate, step, beta_1, beta_2, epsilon = numbers
+    weight, gradient = (tf.cast(x, step.dtype) for x in (state.weight, gradient))
     square = gradient * gradient
     squares = [square] if len(state.moments) == 1 else [tf.reduce_mean(square, -1), tf.reduce_mean(square, -2)]
     moments = tuple(beta_2 * v + (1 - beta_2) * s for v, s in zip(state.moments, squares, strict=True))
@@ -33,7 +35,8 @@ def update(state: State, gradient: tf.Tensor, numbers: Sequence[tf.Tensor]) -> S
     if momentum:
         gradient = momentum[0] / (1 - beta_1**step)
     root = _root(moments) / tf.sqrt(1 - beta_2**step)
-    return State(state.weight - learning_rate * gradient / (root + epsilon), moments, momentum)
+    weight -= learning_rate * gradient / (root + epsilon)
+    return State(tf.cast(weight, state.weight.dtype), moments, momentum)
 
 
 def _root(moments):
