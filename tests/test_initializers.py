@@ -3,7 +3,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.base import TestCase
-from tf_moe.initializers import PerExpert
+from tf_moe.initializers import PerExpert, of_stream
 
 
 class PerExpertTest(TestCase):
@@ -112,3 +112,25 @@ class PerExpertTest(TestCase):
     def test_unknown_raises(self):
         with self.assertRaises(ValueError):
             PerExpert("no such initializer")
+
+
+class OfStreamTest(TestCase):
+    def test_seeds_are_those_of_stacked_weights(self):
+        initializer = keras.initializers.GlorotUniform(seed=3)
+        values = [of_stream(initializer, stream)((4, 5)) for stream in range(3)]
+        for stream, value in enumerate(values):
+            self.assertAllClose(value, PerExpert(initializer, stream)((1, 4, 5))[0], rtol=1e-6)
+        self.assertNotAllClose(values[1], values[2])
+        self.assertAllEqual(of_stream(initializer, 1)((4, 5)), values[1])
+
+    def test_without_a_seed_it_never_repeats_itself(self):
+        initializer = keras.initializers.GlorotUniform()
+        one, other = (of_stream(initializer, 1)((4, 5)) for _ in range(2))
+        self.assertNotAllClose(one, other)
+
+    def test_what_has_no_seed(self):
+        def threes(shape, dtype=None):
+            return np.full(shape, 3.0)
+
+        for initializer, value in (("ones", 1), (keras.initializers.Constant(2), 2), (threes, 3)):
+            self.assertAllEqual(of_stream(initializer, 1)((4,)), [value] * 4)

@@ -91,3 +91,15 @@ class PerExpert(keras.initializers.Initializer):
 
     def get_config(self):
         return {"initializer": keras.initializers.serialize(self.initializer), "stream": self.stream}
+
+
+def of_stream(initializer, stream: int):
+    """A copy of the initializer for one of several weights, or all of them would start with the same numbers.
+
+    Args:
+        initializer: A Keras initializer, its name or its config.
+        stream: Integer, another one for each weight. The seed is what `PerExpert` with this stream has for expert 0.
+    """
+    if isinstance(initializer, keras.initializers.Initializer):
+        initializer = initializer.clone()  # without a seed of the user's, the copy has a new one in every layer
+    return PerExpert(initializer, stream)._slice_initializer(0)

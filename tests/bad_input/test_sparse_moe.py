@@ -56,6 +56,7 @@ class SparseMoETest(BadInput):
         ("seed_too_large", lambda: moe(seed=2**70), ValueError, f"64 bits.*seed={2**70}"),
         ("expert_word", lambda: moe(expert="dense"), ValueError, "list of 8 layers.*expert='dense'"),
         ("expert_short_list", lambda: moe(expert=[keras.layers.Dense(4)]), ValueError, r"expert=\[<Dense"),
+        ("expert_one_layer", lambda: moe(expert=keras.layers.Dense(4)), ValueError, "a function.*expert=<Dense"),
         ("expert_of_no_layer", lambda: moe(expert=lambda: 3), ValueError, "Received: 3"),
         ("expert_with_arguments", lambda: moe(expert=lambda n: n), TypeError, "argument: 'n'"),
         ("activation", lambda: moe(activation="no_such"), ValueError, "no_such"),

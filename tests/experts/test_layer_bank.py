@@ -3,6 +3,7 @@ import json
 import keras
 import numpy as np
 import tensorflow as tf
+from absl.testing import parameterized
 
 from tests.base import TestCase
 from tf_moe.experts import LayerBank
@@ -17,6 +18,36 @@ def nested():
 def functional():
     inputs = keras.Input((3,))
     return keras.Model(inputs, inputs + keras.layers.Dense(3, "tanh")(inputs))
+
+
+class OwnWeight(keras.layers.Layer):
+    """With `build`, and without `compute_output_shape`, as most custom layers are."""
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(shape=(input_shape[-1], 3))
+
+    def call(self, inputs):
+        return keras.ops.tanh(inputs @ self.kernel)
+
+
+class Composite(keras.layers.Layer):
+    """With neither."""
+
+    def __init__(self, width=3, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = keras.layers.Dense(5, "tanh"), keras.layers.Dense(width)
+
+    def call(self, inputs):
+        return self.second(self.first(inputs))
+
+
+class Subclassed(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner, self.drop = Composite(), keras.layers.Dropout(0.5)
+
+    def call(self, inputs, training=False):
+        return self.drop(self.inner(inputs), training=training)
 
 
 class InModel(keras.layers.Layer):
@@ -51,6 +82,27 @@ class LayerBankTest(TestCase):
         )
         self.assertAllClose(bank(rows, self.COUNTS), expected, **CLOSE)
         self.assertAllClose(tf.function(bank)(rows, self.COUNTS), expected, **CLOSE)
+
+    @parameterized.parameters(
+        (lambda: keras.layers.Dense(3), 2),
+        (keras.layers.Identity, 0),
+        (nested, 4),
+        (functional, 2),
+        (OwnWeight, 1),
+        (Composite, 4),
+        (Subclassed, 4),
+    )
+    def test_any_kind_of_layer_is_built_whole(self, expert, weights):
+        bank, rows = LayerBank([expert(), expert()]), self.normal(5, 3)
+        bank.build((None, 3))
+        self.assertLen(bank.weights, 2 * weights)
+        expected = np.concatenate([bank.layers[0](rows[:2]), bank.layers[1](rows[2:])])
+        for form in (bank, tf.function(bank)):
+            self.assertAllClose(form(rows, tf.constant([2, 3])), expected, **CLOSE)
+        self.assertAllClose(
+            tf.function(bank, jit_compile=True)(rows[:4], tf.constant([2, 2]), capacity=2), expected[:4], **CLOSE
+        )
+        self.assertLen(bank.weights, 2 * weights)
 
     def test_no_rows_at_all(self):
         bank, counts = LayerBank([keras.layers.Dense(3), nested()]), tf.constant([0, 0])
@@ -115,6 +167,44 @@ class LayerBankTest(TestCase):
             self.assertEqual(bool(np.any(value)), has_rows, weight.path)
         self.assertAllEqual(d_rows[12:], np.zeros((2, 3)))
 
+    def test_gradients_with_a_capacity(self):
+        layers = [keras.layers.Dense(3, "tanh"), keras.layers.Dense(3), nested(), functional()]
+        bank, rows = LayerBank(layers), tf.constant(self.normal(8, 3))
+        bank.build((None, 3))
+        open_shape = tf.function(
+            lambda rows: self.gradients(bank, rows, capacity=tf.shape(rows)[0] // 4),
+            input_signature=[tf.TensorSpec([None, 3])],
+        )
+        compiled = tf.function(lambda rows: self.gradients(bank, rows, capacity=2), jit_compile=True)
+        with tf.GradientTape() as tape:
+            tape.watch(rows)
+            output = tf.concat([layer(rows[2 * e : 2 * e + 2]) for e, layer in enumerate(layers)], 0)
+            loss = tf.reduce_sum(output**3)
+        expected = [output, *tape.gradient(loss, [rows, *bank.trainable_weights])]
+        for form in (open_shape, compiled):
+            for value, want in zip(form(rows), expected, strict=True):
+                self.assertAllClose(value, want, rtol=1e-3, atol=1e-3)
+
+    @parameterized.parameters(None, 2)
+    def test_no_expert_has_a_gradient_of_all_rows(self, capacity):
+        """Tensors as large as all rows are of the same number for two experts and for eight."""
+        found = []
+        for experts in (2, 8):
+            bank, size = LayerBank([keras.layers.Dense(3) for _ in range(experts)]), 2 * experts
+            bank.build((None, 3))
+
+            @tf.function
+            def gradient(rows, counts, bank=bank):
+                output = bank(rows, counts, capacity=capacity)
+                return tf.gradients(tf.reduce_sum(output**3), rows)
+
+            graph = gradient.get_concrete_function(tf.zeros([size, 3]), tf.fill([experts], 2)).graph
+            # The gradient of a slice is one too where its shape is known late only.
+            whole = [op for op in graph.get_operations() for x in op.outputs if x.shape.as_list() == [size, 3]]
+            found.append(len([op for op in whole if op.type != "StridedSliceGrad"]))
+            self.assertEmpty([op for op in graph.get_operations() if op.type == "StridedSliceGrad"])
+        self.assertEqual(*found)
+
     def test_recompute_changes_no_number(self):
         layers = [keras.layers.Dense(3, "tanh"), keras.layers.Dense(3), nested(), functional()]
         plain, again = LayerBank(layers), LayerBank(layers, recompute=True)
@@ -168,6 +258,10 @@ class LayerBankTest(TestCase):
                 LayerBank([keras.layers.Dense(3), wrong])
         with self.assertRaisesRegex(ValueError, r"maps width 3 to width 3.*\(None, 4\)"):
             LayerBank([keras.layers.Dense(3), keras.layers.Dense(4)]).build((None, 3))
+        with self.assertRaisesRegex(ValueError, r"maps width 3 to width 3.*\(None, 4\)"):
+            LayerBank([Composite(), Composite(4)]).build((None, 3))
+        with self.assertRaisesRegex(ValueError, "maps width 3 to width 3"):
+            LayerBank([keras.layers.Lambda(lambda x: [x, x])]).build((None, 3))
 
     def test_recompute_refuses_what_draws(self):
         for make in (

@@ -1,7 +1,10 @@
+import itertools
+
 import keras
 import numpy as np
 
 from tests.base import TestCase
+from tf_moe.experts import FeedForward
 from tf_moe.experts.shared import shared_expert
 
 UNITS, WIDTH = 64, 3
@@ -47,6 +50,14 @@ class SharedExpertTest(TestCase):
         )
         hidden, output = expert.layers[0].kernel, expert.layers[2].kernel
         self.assertNotAllClose(np.ravel(hidden), np.ravel(output))
+        # As many numbers each, and a seed: those of the stacked kernels' first expert differ too.
+        initializer = keras.initializers.RandomNormal(seed=3)
+        bank = FeedForward(2, UNITS, kernel_initializer=initializer)
+        bank.build((None, WIDTH))
+        kernels = [bank.hidden_kernel[0], bank.output_kernel[0]]
+        kernels += [layer.kernel for layer in self.make(kernel_initializer=initializer).layers[::2]]
+        for one, other in itertools.combinations(map(np.ravel, kernels), 2):
+            self.assertNotAllClose(one, other)
         self.assertLen(expert.losses, 2)
         self.assertAllEqual([type(k.constraint) for k in (hidden, output)], [keras.constraints.NonNeg] * 2)
         self.assertEqual(expert(self.normal(4, WIDTH)).dtype, "bfloat16")

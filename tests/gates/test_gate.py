@@ -34,6 +34,17 @@ class GateTest(TestCase):
         for routing in (NoisyTopK(4, 2)(tokens), NoisyTopK(4, 2, num_gates=2)(tokens, gate_id=[1, 0, 1])):
             self.assertAllEqual(tf.reduce_any(routing.combine_weights > 0, axis=1), [True, False, True])
 
+    def test_a_positional_mask_is_one_by_name(self):
+        x, mask = self.normal(3, 5), np.array([True, False, True])
+        x[1] = np.nan
+        for gate, options in ((NoisyTopK(4, 2), {}), (NoisyTopK(4, 2, num_gates=2), {"gate_id": [1, 5, 0]})):
+            routing, expected = gate(x, mask, **options), gate(x, mask=mask, **options)
+            self.assertTrue(np.isfinite(routing.combine_weights).all())
+            self.assertAllEqual(routing.combine_weights, expected.combine_weights)
+            self.assertAllEqual(routing.importance, expected.importance)
+            with self.assertRaisesRegex(ValueError, r"mask \(2,\), inputs \(3, 5\)"):
+                gate(x, mask[:2], **options)
+
     def test_ids_are_wanted_or_not(self):
         x = self.normal(2, 3)
         for call, pattern in (

@@ -125,6 +125,9 @@ class AttentionTest(TestCase):
                 call()
 
     def test_one_initializer_makes_different_weights(self):
-        layer = Attention(UNITS, kernel_initializer=keras.initializers.RandomNormal())
-        layer.build((None, None, DX), (None, None, DX))
-        self.assertNotAllClose(layer.source_kernel, layer.query_kernel)
+        for seed in (None, 3):
+            layer = Attention(UNITS, kernel_initializer=keras.initializers.RandomNormal(seed=seed))
+            layer.build((None, None, DX), (None, None, DX))
+            self.assertNotAllClose(layer.source_kernel, layer.query_kernel)
+            self.assertNotAllClose(layer.source_kernel[0], layer.scale)
+            self.assertNotAllClose(layer.query_kernel[0], layer.scale)

@@ -9,7 +9,7 @@ from absl.testing import parameterized
 
 from tests.base import TestCase
 from tf_moe import gates
-from tf_moe.layers import SparseMoE
+from tf_moe.layers import SparseMoE, record_routings
 from tf_moe.layers.balance import BALANCE_METRICS
 from tf_moe.losses import cv_squared
 
@@ -379,6 +379,22 @@ class RouteTest(TestCase):
             floats = (routing.combine_weights, routing.gates, routing.importance, routing.load)
             self.assertAllEqual([t.dtype for t in floats], [tf.float32] * 4)
             self.assertAllClose(tf.reduce_sum(routing.gates, 0), routing.importance, atol=1e-5)
+
+    def test_is_what_a_call_decides_in_half_precision(self):
+        """Also where rounding makes logits equal, or infinite: 1e5 is no number in float16."""
+        x = self.normal(300, 4)
+        x[7] = 1e5
+        for policy in ("mixed_bfloat16", "mixed_float16", "float32"):
+            for untrained in (True, False):
+                layer = SparseMoE(6, 3, k=2, dtype=policy)
+                layer.build(x.shape)
+                if not untrained:
+                    shuffle_gate(layer, self.rng)
+                with record_routings() as routings:
+                    layer(x)
+                called, routing = routings[0][1], layer.route(x)
+                self.assertAllEqual(routing.expert_index, called.expert_index)
+                self.assertAllEqual(routing.combine_weights, called.combine_weights)
 
     def test_no_matrix_for_very_many_experts(self):
         layer = SparseMoE((128, 64), expert_hidden=1, k=(1, 1))

@@ -54,9 +54,9 @@ class LayerBank(keras.layers.Layer):
     def build(self, input_shape):
         shape = (None, input_shape[-1])
         for layer in self.layers:
-            if not layer.built:
-                layer.build(shape)
-            output_shape = tuple(layer.compute_output_shape(shape))
+            # A symbolic call, by which Keras builds what has no `build` and infers what has no `compute_output_shape`.
+            output = layer(keras.KerasTensor(shape, dtype=self.compute_dtype))
+            output_shape = getattr(output, "shape", output)
             if output_shape != shape:
                 raise ValueError(
                     f"expert must return a layer that maps width {shape[-1]} to width {shape[-1]}. Received: "
@@ -83,19 +83,17 @@ class LayerBank(keras.layers.Layer):
                 "that do not depend on the data. Received: jit_compile=True and capacity_factor=None. Pass a "
                 "capacity_factor, the built-in experts (expert=None), or jit_compile=False."
             )
+        # Split at once: the gradient of each slice would be a tensor of all rows.
         if capacity is not None:
-            starts = [e * capacity for e in range(len(self.layers))]
-            stops = [start + capacity for start in starts]
+            pieces, unused = tf.split(rows, len(self.layers)), []
         else:
-            ends = tf.cumsum(counts)
-            starts, stops = tf.unstack(ends - counts), tf.unstack(ends)
+            sizes = tf.concat([counts, [tf.shape(rows)[0] - tf.reduce_sum(counts)]], axis=0)
+            *pieces, rest = tf.split(rows, sizes, num=len(self.layers) + 1)
+            unused = [tf.zeros_like(rest)]
         outputs = [
-            self._expert(layer, rows[start:stop]) for layer, start, stop in zip(self.layers, starts, stops, strict=True)
+            tf.cast(self._expert(layer, piece), rows.dtype) for layer, piece in zip(self.layers, pieces, strict=True)
         ]
-        joined = tf.cast(tf.concat(outputs, axis=0), rows.dtype)
-        if capacity is not None:
-            return joined
-        return tf.pad(joined, [[0, tf.shape(rows)[0] - tf.shape(joined)[0]], [0, 0]])
+        return tf.concat(outputs + unused, axis=0)
 
     def _expert(self, layer, rows):
         expert = keras.remat(layer) if self.recompute else layer

@@ -2,6 +2,10 @@
 
 import keras
 
+from tf_moe.initializers import of_stream
+
+HIDDEN_STREAM, OUTPUT_STREAM = 2, 3  # those of the other experts' kernels are 0 and 1, see `FeedForward`
+
 
 def shared_expert(
     units: int,
@@ -25,21 +29,18 @@ def shared_expert(
         use_bias: Whether both layers have biases.
         dropout: Share of the hidden units dropped in training.
         seed: Of the dropout, or None.
-        kernel_initializer: Of both kernels, a clone for each.
+        kernel_initializer: Of both kernels, which start with other numbers than one another and the other experts.
         kernel_regularizer: Of both kernels.
         kernel_constraint: Of both kernels.
         dtype: The policy of all layers.
     """
 
-    def dense(name, units, activation):
-        initializer = kernel_initializer
-        if isinstance(initializer, keras.initializers.Initializer):
-            initializer = initializer.clone()  # one without a seed gives the same numbers every time
+    def dense(name, units, activation, stream):
         return keras.layers.Dense(
             units,
             activation,
             use_bias=use_bias,
-            kernel_initializer=initializer,
+            kernel_initializer=of_stream(kernel_initializer, stream),
             kernel_regularizer=kernel_regularizer,
             kernel_constraint=kernel_constraint,
             dtype=dtype,
@@ -47,7 +48,7 @@ def shared_expert(
         )
 
     drop = keras.layers.Dropout(dropout, seed=seed, dtype=dtype)
-    layers = [dense("hidden", units, activation), drop, dense("output", width, None)]
+    layers = [dense("hidden", units, activation, HIDDEN_STREAM), drop, dense("output", width, None, OUTPUT_STREAM)]
     network = keras.Sequential(layers, name="shared_expert")
     network.build((None, width))
     return network

@@ -98,10 +98,10 @@ class Gate(keras.layers.Layer):
     def call(self, inputs: tf.Tensor, mask: tf.Tensor | None = None, training: bool = False) -> Routing:
         raise NotImplementedError(f"{type(self).__name__} must implement call(inputs, mask, training).")
 
-    def __call__(self, inputs, *args, **kwargs):
+    def __call__(self, inputs, mask=None, **kwargs):
         inputs = keras.ops.convert_to_tensor(inputs)
         checks.floating("A gate", inputs)
-        mask, gate_id = kwargs.get("mask"), kwargs.get("gate_id")
+        gate_id = kwargs.get("gate_id")
         self.check_takes(gate_id)
         if gate_id is not None:
             gate_id = kwargs["gate_id"] = spread_ids(gate_id, inputs)
@@ -121,7 +121,7 @@ class Gate(keras.layers.Layer):
             self.build(inputs.shape)
         # A gate without weights is where the layer is that it is part of.
         with computed_where(self.weights[0]) if self.weights else contextlib.nullcontext():
-            return super().__call__(inputs, *args, **kwargs)
+            return super().__call__(inputs, **kwargs)
 
     @property
     def takes_gate_id(self) -> bool:

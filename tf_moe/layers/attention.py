@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
+from tf_moe.initializers import of_stream
 
 SCORES = ("product", "additive")
 
@@ -73,13 +74,14 @@ class Attention(keras.layers.Layer):
             if len(shape) != 3 or not shape[-1]:
                 raise ValueError(f"{name} must be (batch, time, width) with a static width. Received: shape {shape}.")
 
-        def add(name, *shape):  # an initializer of its own for each: one without a seed repeats itself
-            initializer = keras.initializers.get(keras.initializers.serialize(self.kernel_initializer))
-            return self.add_weight(shape=shape, initializer=initializer, name=name)
-
-        self.source_kernel = add("source_kernel", source_shape[-1], self.units)
-        self.query_kernel = add("query_kernel", queries_shape[-1], self.units)
-        self.scale = add("scale", self.units)
+        shapes = {
+            "source_kernel": (source_shape[-1], self.units),
+            "query_kernel": (queries_shape[-1], self.units),
+            "scale": (self.units,),
+        }
+        for stream, (name, shape) in enumerate(shapes.items()):
+            initializer = of_stream(self.kernel_initializer, stream)
+            setattr(self, name, self.add_weight(shape=shape, initializer=initializer, name=name))
 
     def call(self, queries, source, source_mask=None, return_weights=False):
         for x in (queries, source):

@@ -29,10 +29,11 @@ class SparseMoE(keras.layers.Layer):
     works on each position of its input by itself, over all leading dimensions at once: after an LSTM with
     `return_sequences=True` all time steps of the batch are one large batch for the experts.
 
-    No routing makes inference run out of memory. For T positions the built-in experts' buffers have at most
-    `1.7 k T + 48 E` rows, of at most `4 (4 D + 2 H)` bytes in float32, and the gate takes at most `32 E` bytes for each
-    position, also where all positions go to one expert. With the gates "strictly_balanced" and "expert_choice", where
-    a position may meet any number of experts, E stands for k.
+    No routing makes inference run out of memory. For T positions and no `capacity_factor` the built-in experts' buffers
+    have at most `1.7 k T + 48 E` rows, of at most `4 (4 D + 2 H)` bytes in float32, and the gate takes at most `32 E`
+    bytes for each position, also where all positions go to one expert. With the gates "strictly_balanced" and
+    "expert_choice", where a position may meet any number of experts, E stands for k. With a `capacity_factor` there are
+    as many rows as it says, whatever the routing.
 
     Masked positions take no place in any expert, count in no loss and no statistic, and come back as zeros; the mask is
     passed on. In training the layer adds its balance losses, `importance_weight * CV(importance)^2 + load_weight *
@@ -61,7 +62,8 @@ class SparseMoE(keras.layers.Layer):
             `balance_weight`, 0.1, the paper's, for the paper's gates, and 0 for those that need no such loss.
         load_weight: Weight of the load loss. Default None, as above.
         capacity_factor: None, the default, drops nothing. A number gives every expert room for that many times its fair
-            share of the positions, in static shapes; what is beyond is dropped (the expert adds zero) and counted.
+            share of the positions, in static shapes; what is beyond is dropped (the expert adds zero) and counted. On a
+            mesh it is a share of each device's positions, which drops others where they are unevenly spread.
         activation: Activation of the experts' hidden layer. Default "relu".
         output_activation: Activation of the layer's output, after the sum over experts; the paper's language models
             have "sigmoid". Default None.
@@ -73,7 +75,8 @@ class SparseMoE(keras.layers.Layer):
         kernel_initializer: Initializer of each built-in expert's kernels. Default "glorot_uniform".
         kernel_regularizer: Regularizer of the built-in experts' kernels. Default None.
         kernel_constraint: Constraint of each built-in expert's kernels. Default None.
-        seed: Integer seed of the gate's noise, or None.
+        seed: Integer seed of what is dropped, and of the noise of a gate made from a name (a `Gate` has a seed of its
+            own); or None.
         drop_by: With a `capacity_factor`, which positions a full expert drops: "position", the last ones, or "weight",
             those with the lowest gate values. Default "position".
         expert_dropout: Share of the built-in experts' hidden units dropped in training, against overfitting where there
@@ -83,8 +86,9 @@ class SparseMoE(keras.layers.Layer):
             of the others; of its hidden units the same share is dropped, but of each token others, since it is a dense
             layer like any: on a mesh it is on every device, `recompute` does not cover it, and
             `optimizer_for(experts=...)` does not count it among the experts. Default None, no such expert.
-        **kwargs: Arguments of `keras.layers.Layer`, such as `name` and `dtype`. Experts compute in the layer's dtype
-            policy; gate, losses and the sum over experts in float32 under any.
+        **kwargs: Arguments of `keras.layers.Layer`, such as `name` and `dtype`. The built-in experts compute in the
+            layer's dtype policy, layers of `expert` in their own; gate, losses and the sum over experts in float32
+            under any.
 
     Raises:
         ValueError: For any argument out of range, inputs that are not floating point or have rank under 2, an unknown
@@ -209,7 +213,7 @@ class SparseMoE(keras.layers.Layer):
                     "the expert."
                 )
             layers = self.expert
-            if callable(layers):
+            if callable(layers) and not isinstance(layers, keras.layers.Layer):  # one layer can be called too
                 layers = [layers() for _ in range(self.total_experts)]
             elif not isinstance(layers, (list, tuple)) or len(layers) != self.total_experts:
                 raise ValueError(
@@ -315,7 +319,8 @@ class SparseMoE(keras.layers.Layer):
             A `Routing` over the T positions of the flattened leading dimensions, with `gates` filled in up to 4096
             experts.
         """
-        inputs = tf.convert_to_tensor(inputs)
+        # As Keras does before a call: rounded to the compute dtype, tokens may go elsewhere.
+        inputs = self.dtype_policy.convert_input(tf.convert_to_tensor(inputs), self.autocast, self.input_dtype)
         if not self.built:
             self.build(inputs.shape)
         _, routing = self._route(*self._flatten(inputs, mask, gate_id), training)

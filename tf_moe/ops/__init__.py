@@ -1,1 +1,1 @@
-"""Pure tensor operations that gates, dispatch and experts share. They import nothing else of the package."""
+"""Pure tensor operations that gates, dispatch and experts share. Beside one another they import `mesh` alone."""

@@ -11,7 +11,7 @@ def sum_by_group(values: tf.Tensor, index: tf.Tensor, num_groups: int) -> tf.Ten
 
     Args:
         values: `(T, K)`.
-        index: Int32 `(T, K)`; numbers outside 0..G-1 belong to no group.
+        index: Int32 `(T, K)`, all of 0..G-1: on a CPU others are an error, and on a mesh they belong to no group.
         num_groups: Number of groups G.
     """
     if current_shards():

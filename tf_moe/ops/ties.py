@@ -30,8 +30,9 @@ def top_k_spread(logits: tf.Tensor, token_code: tf.Tensor, k: int) -> tf.Tensor:
 def code_tokens(x: tf.Tensor) -> tf.Tensor:
     """A number for each token that depends on its content alone, so never on the batch it comes in.
 
-    It is made of comparisons between neighbouring features, which rounding in the layers before does not change (a hash
-    of the bits would), and of exact integer arithmetic.
+    It is made of comparisons between neighbouring features, which rounding in the layers before seldom changes (a hash
+    of the bits would be another every time), and of exact integer arithmetic. Neighbours that become equal do change
+    it: the same token in bfloat16 often has another number than in float32.
 
     Args:
         x: `(T, D)`.

@@ -1,4 +1,4 @@
-"""What XLA makes different. The private parts of TensorFlow that the package needs are imported here alone.
+"""What XLA makes different. The private parts of TensorFlow that tell about XLA are imported here alone.
 
 `tests/ops/test_xla.py` fails if an upgrade takes them away or changes what they say.
 """
