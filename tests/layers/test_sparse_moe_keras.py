@@ -171,6 +171,24 @@ class SavingTest(TestCase):
         x = self.normal(7, 4)
         self.assertAllEqual(again(x), model(x))
 
+    @parameterized.parameters(
+        lambda: keras.layers.Dense(4),
+        lambda: keras.Sequential([keras.Sequential([keras.layers.Dense(5, "relu")]), keras.layers.Dense(4)]),
+    )
+    def test_experts_that_a_function_made_are_loaded(self, make):
+        """Also from a file of what was loaded. Those that are one layer are built in the bank, as their paths say."""
+        model = keras.Sequential([keras.Input((4,)), SparseMoE(3, k=2, expert=make, name="moe")])
+        model.set_weights([self.normal(*w.shape) for w in model.get_weights()])
+        x = self.normal(9, 4)
+        expected = model(x)
+        for n in range(2):
+            file = Path(self.get_temp_dir(), f"{n}.keras")
+            model.save(file)
+            model = keras.models.load_model(file)
+            self.assertAllClose(model(x), expected)
+            if isinstance(model.layers[0].experts.layers[0], keras.layers.Dense):
+                self.assertLen([w for w in model.trainable_weights if "/experts/" in w.path], 3 * 2)
+
     def test_weights_have_the_documented_names(self):
         layer = SparseMoE(6, 5, k=2, use_bias=True, name="moe")
         layer.build((None, 4))

@@ -369,6 +369,8 @@ class SparseMoE(keras.layers.Layer):
 
     def get_config(self):
         expert = self.expert and [keras.saving.serialize_keras_object(e) for e in self.experts.layers]
+        if expert and not isinstance(self.expert, (list, tuple)):
+            expert = {"made": expert}  # by a function, see from_config
         return {
             **super().get_config(),
             "dtype": keras.dtype_policies.serialize(self._policy_with_parts()),
@@ -420,8 +422,15 @@ class SparseMoE(keras.layers.Layer):
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        if isinstance(config.get("expert"), (list, tuple)):
-            config["expert"] = [keras.saving.deserialize_keras_object(e) for e in config["expert"]]
+        expert = config.get("expert")
+        if isinstance(expert, dict):
+            # By a function again, which hands them out: Keras looks for weights in every list that a layer has, and a
+            # list here would come before the bank, in which they were when the file was written. They are built there,
+            # not before: optimizers may go by the paths of weights.
+            unbuilt = ({**made, "build_config": None} for made in expert["made"])
+            config["expert"] = iter([keras.saving.deserialize_keras_object(made) for made in unbuilt]).__next__
+        elif isinstance(expert, (list, tuple)):
+            config["expert"] = [keras.saving.deserialize_keras_object(e) for e in expert]
         return cls(**config)
 
 
