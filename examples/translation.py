@@ -63,7 +63,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--smoke", action="store_true", help="a tiny run, to see that all works")
     options = parser.parse_args(arguments)
     one_direction = bool(options.source and options.target)
-    if options.data and (one_direction if options.multilingual else not one_direction):
+    if options.data and one_direction == options.multilingual:
         parser.error("--data needs either --source and --target, or --multilingual")
     if options.multilingual and (options.source or options.target):
         parser.error("--multilingual takes all directions: leave --source and --target out, or see --pivot")

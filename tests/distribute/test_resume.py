@@ -1,4 +1,4 @@
-"""Trainings that are interrupted on one device and go on: weights and losses of those that are not, to the last bit."""
+"""Trainings that are interrupted and go on: weights and losses of those that are not, on one device to the last bit."""
 
 import json
 import os

@@ -169,8 +169,7 @@ def _smaller(layer: SparseMoE, groups: list[list[int]], loads: np.ndarray) -> Sp
     gate = {**layer.gate.get_config(), "num_experts": len(groups)}
     config["gate"] = type(layer.gate).from_config(gate)
     if layer.expert is not None:  # which are pruned only
-        made = config["expert"]
-        config["expert"] = [(made["made"] if isinstance(made, dict) else made)[e] for (e,) in groups]
+        config["expert"] = [keras.saving.serialize_keras_object(layer.experts.layers[e]) for (e,) in groups]
     new = SparseMoE.from_config(config)
     new.build((None, layer.gate.kernel.shape[-2]))
     for old, variable in zip(layer.gate.weights, new.gate.weights, strict=True):

@@ -33,6 +33,10 @@ def make_plan(
         drop_by: See `dispatch_capacity`.
         takes_block: Whether the experts can do with rows in blocks, see `dispatch_sorted`.
         shards: The mesh, or None on one device.
+
+    Returns:
+        The plan of `dispatch_sharded` on a mesh, else of `dispatch_capacity` where there is a capacity, else of
+        `dispatch_sorted`.
     """
     if capacity_factor is None:
         capacity = None

@@ -10,6 +10,8 @@ def multiply_adds(gate: Gate) -> int:
 
     Each matrix once, W_noise too; of several gates one; on two levels the first one's whole, and of the second's only
     those of the chosen groups.
+
+    Reference: the column ops/timestep of table 7 of Shazeer et al. (2017).
     """
     size = sum(math.prod(w.shape) for w in gate.weights if len(w.shape) >= 2) // (gate.num_gates or 1)
     if not isinstance(gate.num_experts, tuple):

@@ -74,14 +74,12 @@ class Attention(keras.layers.Layer):
             if len(shape) != 3 or not shape[-1]:
                 raise ValueError(f"{name} must be (batch, time, width) with a static width. Received: shape {shape}.")
 
-        shapes = {
-            "source_kernel": (source_shape[-1], self.units),
-            "query_kernel": (queries_shape[-1], self.units),
-            "scale": (self.units,),
-        }
-        for stream, (name, shape) in enumerate(shapes.items()):
-            initializer = of_stream(self.kernel_initializer, stream)
-            setattr(self, name, self.add_weight(shape=shape, initializer=initializer, name=name))
+        def add(name, stream, *shape):
+            return self.add_weight(shape=shape, initializer=of_stream(self.kernel_initializer, stream), name=name)
+
+        self.source_kernel = add("source_kernel", 0, source_shape[-1], self.units)
+        self.query_kernel = add("query_kernel", 1, queries_shape[-1], self.units)
+        self.scale = add("scale", 2, self.units)
 
     def call(self, queries, source, source_mask=None, return_weights=False):
         for x in (queries, source):

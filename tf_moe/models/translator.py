@@ -227,7 +227,7 @@ class Translator(keras.Model):
         # Logits in float32 under any dtype policy: a softmax over a vocabulary does not do with bfloat16.
         self.softmax = keras.layers.Dense(self.vocabulary_size, dtype="float32", name="softmax")
         self.supports_masking = True
-        self._search = tf.function(self._find_translations, autograph=False)
+        self._forget_searches()
         # Everything is known already; and shapes that are open here are open in what is exported.
         self.build(((None, None), (None, None)))
 
@@ -346,6 +346,9 @@ class Translator(keras.Model):
     def quantize(self, *args, **kwargs):
         """`keras.Model.quantize`; `translate` is compiled again, or it would keep the weights that were."""
         super().quantize(*args, **kwargs)
+        self._forget_searches()
+
+    def _forget_searches(self):
         self._search = tf.function(self._find_translations, autograph=False)
 
     def _find_translations(self, source_ids, **options):
