@@ -1,10 +1,10 @@
 """The loop of `grouped.py` for XLA: chunks of a fixed number of rows, shapes that follow from S and G alone."""
 
-import keras
 import tensorflow as tf
 
 from tf_moe.ops.gradients import gradients_of
 from tf_moe.ops.rows import gather_or_zero
+from tf_moe.ops.sum_dtype import sum_dtype
 
 
 class Chunks:
@@ -53,8 +53,7 @@ class Chunks:
             d_weights = [tf.tensor_scatter_nd_add(d, at, s) for d, s in zip(d_weights, d_slices, strict=True)]
             return n + 1, _put(d_rows, place, d_chunk), *d_weights
 
-        # The sum of a hot group's many chunks in half precision would stop growing at a few hundred times one of them.
-        sums = [tf.cast(d, keras.backend.result_type(d.dtype, "float32")) for d in d_weights]
+        sums = [tf.cast(d, sum_dtype(d.dtype)) for d in d_weights]
         _, d_rows, *sums = self._loop(body, d_rows, *sums)
         return d_rows[:-1], [tf.cast(d, w.dtype) for d, w in zip(sums, weights, strict=True)]
 

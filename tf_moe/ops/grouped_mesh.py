@@ -10,7 +10,6 @@ none. Nothing is dropped, and one program serves all loads.
 import math
 from collections.abc import Callable, Sequence
 
-import keras
 import tensorflow as tf
 
 from tf_moe.mesh.groups import Groups
@@ -18,6 +17,7 @@ from tf_moe.mesh.move import Exchange, Stay
 from tf_moe.mesh.windows import Window, window
 from tf_moe.ops.gradients import gradients_of
 from tf_moe.ops.recompute import recompute as keep_nothing
+from tf_moe.ops.sum_dtype import sum_dtype
 
 
 def apply_grouped_mesh(
@@ -82,8 +82,7 @@ def apply_grouped_mesh(
                 move.there(block.fill(d_output)),
                 unconnected_gradients=tf.UnconnectedGradients.ZERO,
             )
-            # The sum of a hot group's many rounds in half precision would stop growing at a few hundred times one.
-            sums = [tf.cast(d, keras.backend.result_type(d.dtype, "float32")) for d in d_weights]
+            sums = [tf.cast(d, sum_dtype(d.dtype)) for d in d_weights]
             d_rows, *sums = loop(add_gradients, block.read(move.back(d_moved, block)), *sums)
             return d_rows, *(tf.cast(d, w.dtype) for d, w in zip(sums, weights, strict=True))
 

@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
+from tf_moe.ops.sum_dtype import sum_dtype
 from tf_moe.ops.xla import compiled_by_xla
 from tf_moe.optimizers.factored_update import State, update, update_in_place
 
@@ -124,8 +125,8 @@ def is_factored(variable: keras.Variable) -> bool:
 
 
 def _slot_dtype(variable):
-    """The weight's, but of half precision float32: it would lose the small steps of averages."""
-    return keras.backend.result_type(variable.dtype, "float32")
+    """Averages are sums of many small parts."""
+    return sum_dtype(variable.dtype).name
 
 
 def _tf_variable(variable):

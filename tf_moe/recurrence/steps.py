@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from tf_moe.ops.sum_dtype import sum_dtype
 from tf_moe.recurrence.buffers import ListBuffers, StaticBuffers
 
 Tensors = Sequence[tf.Tensor]
@@ -130,7 +131,7 @@ def _scan(step, inputs, state, matrices, shared, mask, buffers):
             (
                 steps - 1,
                 [tf.zeros_like(x) for x in state],
-                [tf.zeros_like(x, _sum_dtype(x.dtype)) for x in shared],
+                [tf.zeros_like(x, sum_dtype(x.dtype)) for x in shared],
                 [empty(_size(x, -1)) for x in inputs],
                 [[empty(_size(m, -2)), empty(_size(m, -1))] for m in matrices],
             ),
@@ -182,8 +183,3 @@ def _size(x, axis):
 def _rows(like, size):
     """Zeros [B, size] of the batch and dtype of `like`, and on a mesh split as it is."""
     return tf.reduce_sum(tf.zeros_like(like), -1, keepdims=True) + tf.zeros(tf.stack([size]), like.dtype)
-
-
-def _sum_dtype(dtype):
-    """Of many steps' sum: half precision would lose the small ones."""
-    return tf.float32 if dtype in (tf.bfloat16, tf.float16) else dtype
