@@ -131,10 +131,12 @@ class AttentiveLSTMTest(TestCase):
 
     def test_half_precision(self):
         layer, (x, source) = self.layer(dtype="mixed_bfloat16"), self.inputs("float32")
+        # Small weights: steps over steps of saturated ones make much of rounding.
+        layer.set_weights([0.5 * w for w in layer.get_weights()])
         found = self.results_of(self.whole, layer, x, source)
         exact = AttentiveLSTM(UNITS, P, attention_units=4)
         exact.build((B, T, D), (B, S, M))
         exact.set_weights(layer.get_weights())
         self.assertEqual(found[0].dtype, tf.bfloat16)
         for ours, want in zip(found, self.results_of(self.whole, exact, x, source), strict=True):
-            self.assertAllClose(tf.cast(ours, tf.float32), want, rtol=0.1, atol=0.1 * np.abs(want).max())
+            self.assertLess(np.linalg.norm(tf.cast(ours, tf.float32) - want), 0.2 * np.linalg.norm(want))

@@ -274,3 +274,8 @@ class ErrorsTest(TestCase):
     def test_experts_that_change_the_width(self):
         with self.assertRaisesRegex(ValueError, "width 4"):
             SparseMoE(3, k=2, expert=lambda: keras.layers.Dense(5))(self.normal(2, 4))
+
+    def test_a_config_without_its_experts(self):
+        config = SparseMoE(3, k=2, expert=lambda: keras.layers.Dense(4)).get_config()
+        with self.assertRaisesRegex(ValueError, "Received: {'lost'"):
+            SparseMoE.from_config({**config, "expert": {"lost": []}})

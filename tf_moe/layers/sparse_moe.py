@@ -424,6 +424,8 @@ class SparseMoE(keras.layers.Layer):
         config = dict(config)
         expert = config.get("expert")
         if isinstance(expert, dict):
+            if "made" not in expert:
+                raise ValueError(f"expert in a config must be a list, or under 'made' a list. Received: {expert}.")
             # By a function again, which hands them out: Keras looks for weights in every list that a layer has, and a
             # list here would come before the bank, in which they were when the file was written. They are built there,
             # not before: optimizers may go by the paths of weights.
