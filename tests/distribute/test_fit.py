@@ -21,6 +21,7 @@ from tests.distribute.helpers import (
 )
 from tests.mesh.helpers import strategy_on
 from tf_moe.distribute import keras_methods
+from tf_moe.layers import SparseMoE
 
 
 class FitTest(TestCase):
@@ -64,7 +65,13 @@ class FitTest(TestCase):
             self.assertAllClose(many.evaluate(x, y, 8, verbose=0, return_dict=True)[name], value, msg=name, **CLOSE)
 
     @parameterized.named_parameters(
-        ("clipping_and_ema", {}, {"global_clipnorm": 0.1, "use_ema": True, "ema_momentum": 0.5}, {}),
+        (
+            "clipping_and_averages",
+            {},
+            {"global_clipnorm": 0.1, "use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2},
+            {},
+        ),
+        ("accumulation", {}, {"gradient_accumulation_steps": 2}, {}),
         ("steps_per_execution", {}, {}, {"steps_per_execution": 2}),
         ("hierarchical", {"num_experts": (4, 2), "k": (2, 2)}, {}, {}),
     )
@@ -80,6 +87,23 @@ class FitTest(TestCase):
         self.assert_same_weights(one, many)
         for expected, ours in zip(one.optimizer.variables, many.optimizer.variables, strict=True):
             self.assertAllClose(ours, expected, msg=expected.path, **CLOSE)
+
+    def test_a_loss_scale_that_finds_its_size(self):
+        """At first it is too large: steps are left out, on the mesh the same ones."""
+
+        def make():
+            model = keras.Sequential([keras.Input((4,)), SparseMoE(4, 3, k=2, seed=1)])
+            model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01), 2.0**127, 2), "mse")
+            return model
+
+        one, many = self.pair(strategy_on(2), make)
+        x = 10 * self.normal(128, 4)
+        for model in (many, one):
+            model.fit(x, x, 8, shuffle=False, verbose=0)
+        self.assert_same_weights(one, many)
+        expected, ours = ([m.optimizer.inner_optimizer.iterations, m.optimizer.dynamic_scale] for m in (one, many))
+        self.assertAllEqual(ours, expected)
+        self.assertBetween(int(expected[0]), 1, 15)  # of 16
 
     def test_xla(self):
         """Against one device without XLA, which on one device draws other noise."""
