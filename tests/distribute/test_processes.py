@@ -51,7 +51,9 @@ class Losses(keras.callbacks.Callback):
 TRAIN = """
 import json, sys
 import tensorflow as tf
+keras.utils.set_random_seed(7)
 strategy = tf_moe.distribute.ExpertParallelStrategy()
+drawn = np.random.random()
 with strategy.scope():
     model = build()
 x, y = data(22)  # batches of 8, 8 and 6: the last divides over no four devices
@@ -61,6 +63,7 @@ backup = keras.callbacks.BackupAndRestore(folder + "/backup")
 model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[losses, checkpoint, backup])
 result = {
     "devices": strategy.mesh.size,
+    "drawn": drawn,
     "losses": losses.losses,
     "evaluated": model.evaluate(x, y, batch_size=8, verbose=0, return_dict=True),
     "predicted": model.predict(x, batch_size=8, verbose=0).tolist(),
@@ -158,11 +161,14 @@ class ProcessesTest(TestCase):
 
     def test_numbers_and_files_of_one_device(self):
         self.run_in_two(TRAIN, devices=2)
+        keras.utils.set_random_seed(7)
+        drawn = np.random.random()
         model, x, y, losses = self.train_here(22, 2)
         expected = model.predict(x, batch_size=8, verbose=0)
         for process in (0, 1):
             found = json.loads((self.folder / f"{process}.json").read_text())
             self.assertEqual(found["devices"], 4)
+            self.assertEqual(found["drawn"], drawn)  # the script's seed is kept
             self.assertEqual(found["layout"], ["expert", "unsharded", "unsharded"])
             self.assertAllClose(found["losses"], losses, rtol=1e-5)
             self.assertAllClose(found["evaluated"], model.evaluate(x, y, batch_size=8, verbose=0, return_dict=True))

@@ -1,11 +1,13 @@
 """Files written from a mesh: they load anywhere, also on meshes of other sizes."""
 
 import pathlib
+from unittest import mock
 
 import keras
 import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
+from tensorflow.experimental import dtensor
 
 import tf_moe
 from tests.base import TestCase
@@ -55,6 +57,15 @@ class SavingTest(TestCase):
         with strategy_on(2).scope():
             again = keras.models.load_model(self.folder / "one.keras")
         self.assert_same_variables(again.optimizer, model.optimizer)
+
+    def test_a_part_on_a_disk_of_its_own(self):
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+        with (
+            mock.patch.object(dtensor, "num_clients", return_value=2),
+            self.assertRaisesRegex(FileNotFoundError, r"does not see \['.*/local_parts/1'\]"),
+        ):
+            tf_moe.distribute.save_sharded(self.folder / "local", model)
+        self.assertFalse((self.folder / "local.index").exists())
 
     def test_weights(self):
         model = self.trained(strategy_on(2))

@@ -31,30 +31,34 @@ def save_sharded(path: str | os.PathLike, model: keras.Model, others: Sequence[k
     Raises:
         ValueError: If the model is not built.
         TypeError: If it is no model.
+        FileNotFoundError: If the first process does not see what another has written.
 
     Example:
 
     >>> tf_moe.distribute.save_sharded("checkpoints/step-1000", model)
     """
     checks.built_model(model)
-    path, names, specs, values = os.fspath(path), [], [], []
+    path, process = os.fspath(path), dtensor.client_id()
+    # A part has its number, so that none is empty and one that the first process does not see is missed.
+    names, specs, values = [f"parts/{process}"], [""], [tf.constant(process)]
     for name, variable in named_variables(model, others):
         for spec, value in _pieces(variable):
             names.append(name)
             specs.append(spec)
             values.append(value)
-    parts = [f"{path}_parts/{process}" for process in range(dtensor.num_clients())]
+    parts = [f"{path}_parts/{n}" for n in range(dtensor.num_clients())]
     tf.io.gfile.makedirs(f"{path}_parts")
     with tf.device("CPU:0"):
-        if names:
-            tf.raw_ops.SaveV2(
-                prefix=parts[dtensor.client_id()], tensor_names=names, shape_and_slices=specs, tensors=values
-            )
+        tf.raw_ops.SaveV2(prefix=parts[process], tensor_names=names, shape_and_slices=specs, tensors=values)
         barrier()  # all parts are there
-        if dtensor.client_id() == 0:
-            written = [part for part in parts if tf.io.gfile.exists(f"{part}.index")]
+        if process == 0:
+            if missing := [part for part in parts if not tf.io.gfile.exists(f"{part}.index")]:
+                raise FileNotFoundError(
+                    f"Every process writes a part of a checkpoint, on storage that all share. Received: {path!r}, of "
+                    f"which the first process does not see {missing}. Pass a path on a disk that is the same for all."
+                )
             tf.raw_ops.MergeV2Checkpoints(
-                checkpoint_prefixes=written, destination_prefix=path, delete_old_dirs=True, allow_missing_files=False
+                checkpoint_prefixes=parts, destination_prefix=path, delete_old_dirs=True, allow_missing_files=False
             )
     barrier()  # the checkpoint is there when any process goes on
 

@@ -18,12 +18,12 @@ from tf_moe import checks
 from tf_moe.distribute.checkpoint import restore_sharded, save_sharded
 from tf_moe.distribute.connection import barrier
 from tf_moe.distribute.replay import FitData, Replay, data_of_fit, finish, frame_of_fit
+from tf_moe.distribute.seed import global_seed
 from tf_moe.distribute.strategy import ExpertParallelStrategy
 
 _STATE = "state.json"
 # All that is made here of the files in a directory, where there may be others: the state, checkpoints and their parts.
 _OURS = re.compile(r"state\.json(\.new)?|epoch-\d+-batch-\d+(\.index|\.data-\d+-of-\d+|_parts)", re.ASCII)
-_DEFAULT_SEED = 87654321  # which TensorFlow names when none is set
 # What a checkpoint is of: batches seen of an epoch, how many it has, and the seed of the order of the data.
 _FIELDS = {"checkpoint": str, "epoch": int, "batch": int, "steps": int | None, "seed": int | None}
 
@@ -175,7 +175,7 @@ class Resume(keras.callbacks.Callback):
                 f"The checkpoint in {str(self.directory)!r} is of a training with {found['steps']} steps an epoch. "
                 f"Received: data with {steps}. Pass the data of the run before, in batches of the same size."
             )
-        if found["batch"] and (found["seed"] is None or found["seed"] != _seed()):
+        if found["batch"] and (found["seed"] is None or found["seed"] != global_seed()):
             warnings.warn(
                 "Training goes on in the middle of an epoch, and the seed is not that of the run before. If its data "
                 "were shuffled without a seed of their own, some will now come twice and others not at all. Call "
@@ -218,8 +218,8 @@ class Resume(keras.callbacks.Callback):
         """A new checkpoint; then, at one stroke, the word that it is the one; then the old one goes."""
         name = f"epoch-{epoch}-batch-{batch}"
         state, new = self.directory / _STATE, self.directory / f"{_STATE}.new"
-        values = {"checkpoint": name, "epoch": epoch, "batch": batch, "steps": self.params["steps"], "seed": _seed()}
-        values |= {"settings": self.settings, "on_mesh": self._is_on_mesh}
+        values = {"checkpoint": name, "epoch": epoch, "batch": batch, "steps": self.params["steps"]}
+        values |= {"seed": global_seed(), "settings": self.settings, "on_mesh": self._is_on_mesh}
         try:
             save_sharded(self.directory / name, self.model, self._metrics(batch))
             if dtensor.client_id() != 0:
@@ -278,18 +278,12 @@ def _check_data(data: FitData, in_mid_epoch: bool) -> None:
             "Resume needs arrays or a tf.data.Dataset: another source cannot be told where to begin. Received: "
             f"{data.x!r}. tf.data.Dataset.from_generator makes a dataset of a function that begins anew when called."
         )
-    if data.is_arrays and data.shuffle and in_mid_epoch and _seed() is None:
+    if data.is_arrays and data.shuffle and in_mid_epoch and global_seed() is None:
         raise ValueError(
             "Without a seed arrays are shuffled in an order that does not come again, so a training cannot go on in "
             f"the middle of an epoch. Received: shuffle={data.shuffle}. Call keras.utils.set_random_seed first in the "
             'script, or pass shuffle=False, or leave save_freq="epoch" and save_before_exit=False.'
         )
-
-
-def _seed() -> int | None:
-    """The seed that shuffles without one of their own follow; None where each is seeded anew."""
-    seed = tf.compat.v1.get_seed(0)[0]  # of (None) it would use up a number, and so change what follows
-    return None if seed == _DEFAULT_SEED else seed
 
 
 def _differences(found: dict | None, received: dict | None) -> str:

@@ -13,6 +13,7 @@ from tf_moe.distribute.cluster import devices_per_process, find_cluster
 from tf_moe.distribute.connection import broadcast_int, join
 from tf_moe.distribute.extended import MeshExtended
 from tf_moe.distribute.keras_methods import wrap_keras_methods
+from tf_moe.distribute.seed import global_seed
 from tf_moe.distribute.values import unwrap
 from tf_moe.mesh.shards import EXPERT, REPLICA, Shards
 
@@ -29,7 +30,8 @@ class ExpertParallelStrategy(tf.distribute.Strategy):
     must be static: every new batch shape is compiled once. A batch whose size does not divide evenly over the devices,
     such as the last of an epoch, is computed whole on every device, which is exact, but slower and larger.
 
-    Make the strategy before any other use of TensorFlow in a cluster of several processes.
+    Make the strategy before any other use of TensorFlow in a cluster of several processes. All of them then have the
+    seed of the first, that of `keras.utils.set_random_seed` or else a random one.
 
     Args:
         devices: Names such as `["GPU:0", "GPU:1"]`. Default: all GPUs, else all logical CPUs (one per machine, unless
@@ -85,7 +87,8 @@ class ExpertParallelStrategy(tf.distribute.Strategy):
         else:
             self.mesh = dtensor.create_distributed_mesh(dims, local_devices=devices, device_type=device_type)
             # Initial values, noise and the order of data come from each process's generators: they must agree.
-            keras.utils.set_random_seed(broadcast_int(random.getrandbits(31)))
+            seed = global_seed()
+            keras.utils.set_random_seed(broadcast_int(random.getrandbits(31) if seed is None else seed))
         self.shards = Shards(self.mesh)
         wrap_keras_methods()
         super().__init__(MeshExtended(self, self.shards))
