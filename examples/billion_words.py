@@ -57,7 +57,6 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--smoke", action="store_true", help="a tiny run, to see that all works")
     options = parser.parse_args(arguments)
     options.devices = options.devices or len(tf.config.list_physical_devices("GPU")) or 1
-    options.batch = options.batch or WORDS_PER_DEVICE * options.devices
     if options.smoke:
         options.width, options.batch, options.time, options.held_out, options.save_every = 16, 64, 8, 20, 2
         options.sampled, options.warmup, options.rate, options.epochs = 32, 5, 0.02, min(options.epochs, 2)
@@ -150,6 +149,20 @@ def evaluate(judge: keras.Model, batches: tf.data.Dataset) -> float:
     return judge.evaluate(batches, verbose=0, return_dict=True)["perplexity"]
 
 
+def add_row(table: Path, row: dict) -> None:
+    """Add an outcome to a table, unless it is there: of the same training, that came to its end before."""
+    rows = []
+    if table.exists():
+        with table.open(newline="") as lines:
+            rows = list(csv.DictReader(lines))
+    if any(all(old[name] == str(value) for name, value in row.items() if name != "tokens/s") for old in rows):
+        return
+    with table.open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, row)
+        writer.writeheader()
+        writer.writerows([*rows, row])
+
+
 def main(arguments=None) -> None:
     options = parse_arguments(arguments)
     try:
@@ -158,6 +171,7 @@ def main(arguments=None) -> None:
         strategy = make_strategy(options) if on_mesh else tf.distribute.get_strategy()
         is_chief, devices = (strategy.is_chief, strategy.shards.devices) if on_mesh else (True, 1)
         say = (lambda line: print(line, flush=True)) if is_chief else (lambda line: None)
+        options.batch = options.batch or WORDS_PER_DEVICE * devices
         vocabulary, caches = load_cache(options, is_chief)
         rows = options.batch // options.time // devices * devices
         if not rows or caches["train"].num_tokens < rows * options.time:
@@ -222,13 +236,9 @@ def main(arguments=None) -> None:
         "test perplexity": f"{evaluate(judge, counted(test)):.2f}",
     }
     judge.save(options.output / f"{options.network}.keras")
-    if is_chief and progress.steps:  # it had not come to its end before
+    if is_chief:
         vocabulary.save(options.output / "vocabulary.txt")
-        table = options.output / "table.csv"
-        is_new = not table.exists()
-        with table.open("a", newline="") as lines:
-            writer = csv.DictWriter(lines, row)
-            writer.writerows([dict(zip(row, row, strict=True)), row] if is_new else [row])
+        add_row(options.output / "table.csv", row)
     say("\n".join(f"{name}: {value}" for name, value in row.items()))
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from tests.base import TestCase
+from tests.examples.program import load
 
 EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "billion_words.py"
 
@@ -68,3 +69,13 @@ class BillionWordsTest(TestCase):
         self.assertEqual(third.returncode, 1)
         self.assertIn("vocabulary.txt' has 11 words. Received: --vocabulary 10.", third.stderr)
         self.assertNotIn("Traceback", third.stderr)
+
+    def test_a_row_is_written_once(self):
+        table = pathlib.Path(self.get_temp_dir(), "table.csv")
+        add_row = load(EXAMPLE).add_row
+        row = {"network": "MoE-4", "steps": 11, "tokens/s": 100, "test perplexity": "7.50"}
+        for change in ({}, {"tokens/s": 0}, {"steps": 22}, {"steps": 22, "tokens/s": 90}):
+            add_row(table, {**row, **change})
+        with table.open(newline="") as lines:
+            rows = [*csv.DictReader(lines)]
+        self.assertEqual([(row["steps"], row["tokens/s"]) for row in rows], [("11", "100"), ("22", "100")])
