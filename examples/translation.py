@@ -9,6 +9,10 @@ alone.
     python examples/translation.py --data multi30k --source en --target fr
     python examples/translation.py --data multi30k --multilingual
 
+    python examples/translation.py --data multi30k --multilingual --models moe dense dense-pairs
+
+The last trains a dense model for each direction too, as the paper's Table 5 compares.
+
 The model is that of appendix E but for its sizes, and for the sigmoid after each mixture, without which it learns more
 quickly (`--activation sigmoid` puts it back); trained by Adam with a cosine in the place of the paper's schedule, with
 clipping and, for files, label smoothing; `--gate strictly_balanced` is the paper's for one pair of languages.
@@ -25,7 +29,7 @@ from pathlib import Path
 
 import keras
 from language_model import positive, share
-from translating.data import Data, load
+from translating.data import Data, by_direction, load
 from translating.experts import write_experts
 from translating.export import export
 from translating.score import Outcome, import_sacrebleu, score, show_examples, show_table
@@ -45,8 +49,8 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--multilingual", action="store_true", help="one model for all directions of --data")
     add("--pivot", metavar="LANGUAGE", help="of these directions only those to and from this language")
     add("--test", metavar="NAME", help="test files, such as test_2016_flickr; needed where there are several")
-    both = ("moe", "dense")
-    add("--models", nargs="+", choices=both, help="default: moe for numbers, both for files")
+    both, pairs = ("moe", "dense"), ("moe-pairs", "dense-pairs")
+    add("--models", nargs="+", choices=both + pairs, help="default: moe for numbers, moe and dense for files")
     add("--gate", default="noisy_top_k", choices=("noisy_top_k", "strictly_balanced"), help="default: %(default)s")
     activations = ("sigmoid", "linear")
     add("--activation", default="linear", choices=activations, help="of a mixture's output (default: %(default)s)")
@@ -56,6 +60,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         options = {"nargs": 2} if isinstance(for_files, list) else {}
         default = f"{for_numbers} for numbers, {for_files} for files".replace("[2, 2]", "2 2")
         add(f"--{name}", type=kind, metavar="N", help=f"{meaning} (default: {default})", **options)
+    add("--pair-steps", help="of moe-pairs and dense-pairs, of each direction (default: --steps)", **number)
     add("--save-every", default=200, help="steps, to go on from (default: %(default)s)", **number)
     add("--coverage", default=1.0, type=float, help="share of characters that get pieces (default: %(default)s)")
     add("--seed", default=0, type=int, help="of weights, noise and order (default: %(default)s)")
@@ -71,13 +76,17 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         parser.error("--pivot is for --multilingual")
     if not options.data and (options.source or options.target or options.multilingual or options.pivot or options.test):
         parser.error("numbers come in the paper's twelve directions: other ones need --data")
+    if one_direction and set(pairs).intersection(options.models or ()):
+        parser.error(f"{' and '.join(pairs)} are many models: of one direction they are moe and dense")
     options.models = options.models or (both if options.data else ("moe",))
     for name, (for_numbers, for_files, _, _) in SETTINGS.items():
         if getattr(options, name) is None:
             setattr(options, name, for_files if options.data else for_numbers)
+    options.pair_steps = options.pair_steps or options.steps
     if options.smoke:
         options.limit, options.width, options.units, options.hidden, options.experts = 400, 16, 16, 16, 4
         options.steps, options.points, options.tokens, options.longest, options.save_every = 6, 2, 256, 32, 3
+        options.pair_steps = 2
     return options
 
 
@@ -108,15 +117,28 @@ def build(network: TranslationNetwork, name: str, data: Data, options: argparse.
     return network.build(len(data.pieces), name=name, output_activation=options.activation, attention=options.attention)
 
 
-def run(model: Translator, data: Data, options: argparse.Namespace) -> list[Outcome]:
-    """Train, test and export one model."""
-    keras.utils.set_random_seed(options.seed)
-    perplexity = train(model, data, options)
-    model.save(options.output / f"{model.name}.keras")
-    export(model, data.pieces, options, options.output / f"{model.name}-served")
-    if model.name == "moe":
+def run(network: TranslationNetwork, name: str, data: Data, options: argparse.Namespace) -> list[Outcome]:
+    """Train, test and export one model, or train and test one for each direction."""
+    if name.endswith("-pairs"):
+        outcomes = []
+        for direction, alone in by_direction(data, options).items():
+            model = build(network, f"{name.removesuffix('-pairs')}-{direction}", data, options)
+            outcomes += test(model, alone, options, options.pair_steps)
+        return outcomes
+    model = build(network, name, data, options)
+    outcomes = test(model, data, options, options.steps)
+    model.save(options.output / f"{name}.keras")
+    export(model, data.pieces, options, options.output / f"{name}-served")
+    if name == "moe":
         write_experts(model, data.pieces, data.validation, options.output)
-    return [score(model, test, data.pieces, perplexity, options) for test in data.tests]
+    return outcomes
+
+
+def test(model: Translator, data: Data, options: argparse.Namespace, steps: int) -> list[Outcome]:
+    """Train a model, and test it in each of the data's directions."""
+    keras.utils.set_random_seed(options.seed)
+    perplexity = train(model, data, options, steps)
+    return [score(model, text, data.pieces, perplexity, options) for text in data.parts["test"]]
 
 
 def main(arguments=None) -> None:
@@ -127,8 +149,10 @@ def main(arguments=None) -> None:
         network = network_of(options)
         networks = {"moe": network, "dense": network.dense_twin()}
         data = load(options)
-        models = [build(networks[name], name, data, options) for name in dict.fromkeys(options.models)]
-        outcomes = {model.name: run(model, data, options) for model in models}
+        outcomes = {
+            name: run(networks[name.removesuffix("-pairs")], name, data, options)
+            for name in dict.fromkeys(options.models)
+        }
     except (ValueError, OSError, ImportError) as error:  # the message says what to do
         sys.exit(f"examples/translation.py: {error}")
     table = show_table(outcomes)

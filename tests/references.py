@@ -164,7 +164,7 @@ def bias_balanced(x, w_gate, bias, k, mask=None):
     return gates
 
 
-def gradients(function, arrays, step=1e-6):
+def gradients(function, arrays, step=1e-8):
     """Central differences of a scalar function of several float64 arrays, one array of slopes for each."""
     arrays = [np.array(np.asarray(a), np.float64) for a in arrays]
     slopes = [np.zeros_like(a) for a in arrays]

@@ -13,20 +13,23 @@ LENGTHS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64)  # of batches, in pieces, and 
 SHUFFLED = 100_000  # pairs
 
 
+Parts = dict[str, list[ParallelText]]
+
+
 class Data(NamedTuple):
     """A corpus in pieces.
 
     Attributes:
         pieces: Shared by all languages.
+        parts: The texts of "train", "validation" and "test".
         train: Batches without end.
         validation: Batches.
-        tests: The test part of each direction.
     """
 
     pieces: Pieces
+    parts: Parts
     train: tf.data.Dataset
     validation: tf.data.Dataset
-    tests: list[ParallelText]
 
 
 def load(options: argparse.Namespace) -> Data:
@@ -52,13 +55,33 @@ def load(options: argparse.Namespace) -> Data:
     print(
         f"{len(pieces):,} pieces" + f"; {too_long:,} training pairs of over {options.longest} left out" * bool(too_long)
     )
+    return batches_of(parts, pieces, options)
+
+
+def batches_of(parts: Parts, pieces: Pieces, options: argparse.Namespace) -> Data:
+    """Batches of the texts, those of all directions mixed."""
     lengths = [*(length for length in LENGTHS if length < options.longest), options.longest]
     train = translation_batches(
         parts["train"], pieces, options.tokens, lengths=lengths, shuffle_buffer=SHUFFLED, seed=options.seed
     ).repeat()
     validation = translation_batches(parts["validation"], pieces, options.tokens, lengths=lengths).cache()
     count = sum(1 for _ in validation)
-    return Data(pieces, train, validation.apply(tf.data.experimental.assert_cardinality(count)), parts["test"])
+    return Data(pieces, parts, train, validation.apply(tf.data.experimental.assert_cardinality(count)))
+
+
+def by_direction(data: Data, options: argparse.Namespace) -> dict[str, Data]:
+    """Each direction by itself, in the same pieces."""
+
+    def only(direction):
+        return {part: [t for t in texts if direction_of(t) == direction] for part, texts in data.parts.items()}
+
+    directions = dict.fromkeys(map(direction_of, data.parts["test"]))
+    return {direction: batches_of(only(direction), data.pieces, options) for direction in directions}
+
+
+def direction_of(text: ParallelText) -> str:
+    """From which language into which: "en-fr"."""
+    return f"{text.source_language}-{text.target_language}"
 
 
 def choose_directions(options) -> tuple[ParallelCorpus, list[tuple[str, str]]]:

@@ -3,9 +3,11 @@
 import argparse
 import itertools
 import re
+from statistics import geometric_mean
 from typing import NamedTuple
 
 import tensorflow as tf
+from translating.data import direction_of
 
 from tf_moe.models import Translator
 from tf_moe.text import ParallelText, Pieces
@@ -23,7 +25,7 @@ class Outcome(NamedTuple):
         exact: Share of the translations that are the reference, but for the kind of its spaces.
         bleu: Of the whole test part.
         signature: How BLEU was computed.
-        perplexity: Of the model on the validation text of all directions.
+        perplexity: Of the model on the validation text of all directions it was trained on.
         examples: A few (source, translation, reference).
     """
 
@@ -58,7 +60,7 @@ def score(
     expected = pieces.decode(pieces.encode(references)).numpy()  # normalised, as translations are
     exact = sum(a.encode("utf-8") == b for a, b in zip(translations, expected, strict=True))
     return Outcome(
-        f"{test.source_language}-{test.target_language}",
+        direction_of(test),
         exact / len(references),
         bleu.corpus_score(translations, [list(references)]).score,
         str(bleu.get_signature()),
@@ -94,7 +96,9 @@ def show_table(outcomes: dict[str, list[Outcome]]) -> str:
     for outcome in of_model:
         signatures.setdefault(outcome.signature, []).append(outcome.direction)
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    perplexities = ", ".join(f"{name} {of_name[0].perplexity:.3f}" for name, of_name in outcomes.items())
+    # Of several models for a direction each, the geometric mean; of one it is the model's.
+    means = {name: geometric_mean([outcome.perplexity for outcome in of_name]) for name, of_name in outcomes.items()}
+    perplexities = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
     how = "\n".join(f"BLEU {signature}: {' '.join(directions)}" for signature, directions in signatures.items())
     return f"{table}\n\nvalidation perplexity: {perplexities}\n{how}"
 
@@ -102,11 +106,11 @@ def show_table(outcomes: dict[str, list[Outcome]]) -> str:
 def show_examples(outcomes: dict[str, list[Outcome]]) -> str:
     """One translation of each direction, or a few of a single one, by every model."""
     of_model = next(iter(outcomes.values()))
-    count = 1 if len(of_model) > 1 else 3
+    count, width = 1 if len(of_model) > 1 else 3, max(map(len, ["reference", *outcomes]))
     lines = []
     for n, outcome in enumerate(of_model):
         for example in range(count):
             source, _, reference = outcome.examples[example]
-            lines += [f"{outcome.direction}", f"  source     {source}", f"  reference  {reference}"]
-            lines += [f"  {name:<9}  {of_name[n].examples[example][1]}" for name, of_name in outcomes.items()]
+            lines += [outcome.direction, f"  {'source':<{width}}  {source}", f"  {'reference':<{width}}  {reference}"]
+            lines += [f"  {name:<{width}}  {of_name[n].examples[example][1]}" for name, of_name in outcomes.items()]
     return "\n".join(lines) + "\n"

@@ -14,7 +14,7 @@ from tf_moe.distribute import Resume
 from tf_moe.models import Perplexity, SmoothedCrossentropy, TranslationNetwork, Translator
 
 # Options that may change when a training goes on.
-FREE = ("models", "save_every", "beam", "output", "data")
+FREE = ("models", "save_every", "beam", "output", "data", "pair_steps")
 
 
 def network_of(options: argparse.Namespace) -> TranslationNetwork:
@@ -34,27 +34,27 @@ def network_of(options: argparse.Namespace) -> TranslationNetwork:
     )
 
 
-def train(model: Translator, data: Data, options: argparse.Namespace) -> float:
+def train(model: Translator, data: Data, options: argparse.Namespace, steps: int) -> float:
     """Trains the model and returns its perplexity on the validation text."""
-    points = min(options.points, options.steps)
-    schedule = warmup_cosine(options.rate, options.steps, options.steps // 10, alpha=0.02)
+    points = min(options.points, steps)
+    schedule = warmup_cosine(options.rate, steps, steps // 10, alpha=0.02)
     model.compile(
         keras.optimizers.Adam(schedule, beta_2=0.98, global_clipnorm=1.0),
         SmoothedCrossentropy(options.smoothing, reduction="mean_with_sample_weight"),
         weighted_metrics=[Perplexity()],
     )
     checkpoints = options.output / f"{model.name}-checkpoints"
-    settings = {name: value for name, value in vars(options).items() if name not in FREE}
+    settings = {name: value for name, value in vars(options).items() if name not in FREE} | {"steps": steps}
     settings["data"] = options.data and str(options.data.resolve())
     settings["pieces"] = hashlib.sha256(data.pieces.model).hexdigest()
     resume = Resume(checkpoints, options.save_every, delete_checkpoint=False, settings=settings)
     best = KeepBest(checkpoints)
     model.fit(
         data.train,
-        steps_per_epoch=options.steps // points,
+        steps_per_epoch=steps // points,
         epochs=points,
         validation_data=data.validation,
-        callbacks=[best, Report(options.steps // points), resume],
+        callbacks=[best, Report(steps // points), resume],
         shuffle=False,  # the data come shuffled
         verbose=0,
     )

@@ -36,13 +36,13 @@ class DropsTest(TestCase):
         model = self.model()
         model.layers[1].gate.kernel.assign(self.normal(6, 5))
         batches = [self.rng.integers(0, 20, (b, 7)) for b in (9, 4)]
-        drops = measure_drops(model, batches, (0.5, 1.0))
+        drops = measure_drops(model, batches, (0.3, 0.6))
         self.assertEqual(list(drops), ["first", "second"])
         for factor, share in drops["first"].items():
             tight = self.model(factor)
             tight.set_weights(model.get_weights())
             self.assertAllClose(measure_usage(tight, batches)["first"].dropped_fraction, share)
-        self.assertBetween(drops["first"][1.0], 1e-3, drops["first"][0.5])
+        self.assertBetween(drops["first"][0.6], 1e-3, drops["first"][0.3])
 
     def test_wrong_factors_are_refused(self):
         with self.assertRaisesRegex(

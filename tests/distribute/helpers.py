@@ -24,9 +24,9 @@ def language_model(arguments=None, recurrent=True, **more):
 
 
 def compiled(model, optimizer=None, **arguments):
-    """The model, compiled for next words."""
+    """The model, compiled for next words; of Adam with an epsilon for which rounding errors make no full steps."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer or keras.optimizers.Adam(0.01), loss, **arguments)
+    model.compile(optimizer or keras.optimizers.Adam(0.01, epsilon=1e-5), loss, **arguments)
     return model
 
 

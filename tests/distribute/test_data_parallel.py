@@ -131,16 +131,13 @@ class MirroredTest(TestCase):
 
 class MultiWorkerMirroredTest(TestCase):
     def test_two_processes(self):
-        with reserved_ports(2) as ports:
+        command, processes, pipes = [sys.executable, "-c", MULTI_WORKER], [], dict.fromkeys(("stdout", "stderr"), -1)
+        with reserved_ports(2) as ports:  # until they are done: nobody else gets them
             addresses = [f"localhost:{port}" for port in ports]
-        processes = []
-        for index in range(2):
-            environment = {**process_environment(index, addresses, None), "PYTHONPATH": str(ROOT)}
-            command = [sys.executable, "-c", MULTI_WORKER]
-            processes.append(
-                subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            )
-        outputs = [process.communicate(timeout=300) for process in processes]
+            for index in range(2):
+                environment = {**process_environment(index, addresses, None), "PYTHONPATH": str(ROOT)}
+                processes.append(subprocess.Popen(command, env=environment, text=True, **pipes))
+            outputs = [process.communicate(timeout=300) for process in processes]
         results = []
         for process, (stdout, stderr) in zip(processes, outputs, strict=True):
             self.assertEqual(process.returncode, 0, stderr[-3000:])

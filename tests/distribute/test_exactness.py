@@ -134,9 +134,9 @@ class ExactnessTest(TestCase):
         strategy = strategy_on(4, 2)
         one, many = self.pair(strategy, **GATES["noisy_top_k"])
         with strategy.scope():
-            many_optimizer = keras.optimizers.Adam(0.02)
+            many_optimizer = keras.optimizers.Adam(0.02, epsilon=1e-4)
             many_optimizer.build(many.trainable_variables)
-        one_optimizer = keras.optimizers.Adam(0.02)
+        one_optimizer = keras.optimizers.Adam(0.02, epsilon=1e-4)
 
         def train(layer, optimizer):
             def step(x):

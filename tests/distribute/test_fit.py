@@ -78,7 +78,7 @@ class FitTest(TestCase):
     def test_options(self, layer, optimizer, arguments):
         def make():
             model = language_model(layer, recurrent=False)
-            return compiled(model, keras.optimizers.Adam(0.01, **optimizer), **arguments)
+            return compiled(model, keras.optimizers.Adam(0.01, epsilon=1e-5, **optimizer), **arguments)
 
         one, many = self.pair(strategy_on(2), make)
         x, y = self.sentences(24, 4)
@@ -89,21 +89,22 @@ class FitTest(TestCase):
             self.assertAllClose(ours, expected, msg=expected.path, **CLOSE)
 
     def test_a_loss_scale_that_finds_its_size(self):
-        """At first it is too large: steps are left out, on the mesh the same ones."""
+        """Steps with gradients that are not finite are left out, on the mesh the same ones."""
 
         def make():
             model = keras.Sequential([keras.Input((4,)), SparseMoE(4, 3, k=2, seed=1)])
-            model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01), 2.0**127, 2), "mse")
+            adam = keras.optimizers.Adam(0.01, epsilon=1e-3)
+            model.compile(keras.optimizers.LossScaleOptimizer(adam, 1024.0, dynamic_growth_steps=5), "mse")
             return model
 
         one, many = self.pair(strategy_on(2), make)
-        x = 10 * self.normal(128, 4)
+        x = self.normal(64, 4)
+        y = np.concatenate([np.full((16, 4), 1e38, "float32"), x[16:]])  # two batches that are too much for the scale
         for model in (many, one):
-            model.fit(x, x, 8, shuffle=False, verbose=0)
+            model.fit(x, y, 8, shuffle=False, verbose=0)
+            self.assertEqual(model.optimizer.inner_optimizer.iterations, 6)
+            self.assertEqual(model.optimizer.dynamic_scale, 1024 / 2 / 2 * 2)
         self.assert_same_weights(one, many)
-        expected, ours = ([m.optimizer.inner_optimizer.iterations, m.optimizer.dynamic_scale] for m in (one, many))
-        self.assertAllEqual(ours, expected)
-        self.assertBetween(int(expected[0]), 1, 15)  # of 16
 
     def test_xla(self):
         """Against one device without XLA, which on one device draws other noise."""
@@ -185,7 +186,11 @@ class FitTest(TestCase):
         self.assert_same_weights(one, many)
 
     def test_mixed_precision(self):
-        one, many = self.pair(strategy_on(2), lambda: compiled(language_model(recurrent=False, dtype="mixed_bfloat16")))
+        def make():
+            model = language_model(recurrent=False, dtype="mixed_bfloat16")
+            return compiled(model, keras.optimizers.Adam(0.01, epsilon=1e-3))
+
+        one, many = self.pair(strategy_on(2), make)
         self.assertEqual(moe_of(many).experts.hidden_kernel.dtype, "float32")
         x, y = self.sentences(16, 4)
         histories = [model.fit(x, y, 8, shuffle=False, verbose=0).history for model in (many, one)]

@@ -48,7 +48,7 @@ class AudioExampleTest(TestCase):
 
     def test_folders_of_wav_files_are_learned(self):
         data = self.write_sounds("data")
-        sizes = ["--width", 8, "--hidden", 8, "--batch", 4, "--epochs", 10, "--learning-rate", 0.02, "--seconds", 1]
+        sizes = ["--width", 8, "--hidden", 8, "--batch", 4, "--epochs", 30, "--learning-rate", 0.02, "--seconds", 1]
         out = run(EXAMPLE, "--data", data, "--seeds", 1, *sizes)
         self.assertEqual(out.returncode, 0, out.stderr)
         for row in table_rows(out.stdout, "moe", "dense", "wide"):

@@ -66,7 +66,7 @@ class ServeTest(TestCase):
         for n, line in enumerate(lines):  # whatever else is in the batch
             self.assertAllClose(served.score(tf.constant([line]))[0], scores[n : n + 1], rtol=1e-5)
         drawn = [
-            served.generate(tf.constant(lines), tf.constant(9), tf.constant(1.0), tf.constant([seed, 0])).numpy()
+            served.generate(tf.constant(lines), tf.constant(9), tf.constant(20.0), tf.constant([seed, 0])).numpy()
             for seed in (1, 1, 2)
         ]
         self.assertAllEqual(drawn[0], drawn[1])

@@ -225,7 +225,7 @@ class NoisyTopKTest(TestCase):
                 gate = NoisyTopK(experts, 1)
                 set_weights(gate, 32, kernel=np.outer(np.eye(32)[0], np.ones(experts)))
                 load = gate(x).load.numpy()
-                self.assertLess(load.max(), 2 * load.mean())
+                self.assertLess(load.max(), 2.5 * load.mean())
                 self.assertGreater(load.min(), 0)
 
     def test_a_choice_at_evaluation_depends_on_its_token_alone(self):

@@ -26,7 +26,7 @@ class SinkhornTest(TestCase):
 
     def test_balances_in_training_alone(self):
         gate, x = skewed(random_weights(Sinkhorn(8, 1), 16, self.rng), self.normal(2000, 16))
-        self.assertGreater(gate(x).load.numpy().max(), 1.8 * 250)
+        self.assertGreater(gate(x).load.numpy().max(), 1.5 * 250)
         self.assertAllInRange(gate(x, training=True).load, 0.5 * 250, 1.4 * 250)
 
     def test_a_choice_at_evaluation_depends_on_its_token_alone(self):

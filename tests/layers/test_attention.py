@@ -58,7 +58,7 @@ class AttentionTest(TestCase):
         found, gradients = run(tf.constant(y), tf.constant(x))
         self.assertAllClose(found, expected, rtol=1e-10, atol=1e-12)
         slopes = references.gradients(
-            lambda *arrays: np.sum(mixture * reference(*arrays, score, mask)[0]), [y, x, *weights]
+            lambda *arrays: np.sum(mixture * reference(*arrays, score, mask)[0]), [y, x, *weights], step=1e-6
         )
         for ours, want in zip(gradients, slopes, strict=True):
             self.assertAllClose(ours, want, rtol=1e-5, atol=1e-7)

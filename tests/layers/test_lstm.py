@@ -66,7 +66,7 @@ class TwinTest(TestCase):
         twins = [cls(UNITS, **options) for cls in (keras.layers.LSTM, LSTM)]
         for layer in twins:
             layer.build((B, T, width))
-        weights = [self.normal(*w.shape) for w in twins[0].get_weights()]
+        weights = [0.5 * self.normal(*w.shape) for w in twins[0].get_weights()]
         for layer in twins:
             layer.set_weights(weights)
         return twins
@@ -112,7 +112,8 @@ class TwinTest(TestCase):
             self.assertAllClose(found, expected, rtol=1e-5, atol=1e-5)
         fresh = twins[1](second)
         twins[1].reset_state()
-        self.assertAllClose(twins[1](first), twins[0](first, initial_state=[np.zeros((B, UNITS), "float32")] * 2))
+        expected = twins[0](first, initial_state=[np.zeros((B, UNITS), "float32")] * 2)
+        self.assertAllClose(twins[1](first), expected, rtol=1e-5, atol=1e-5)
         self.assertNotAllClose(fresh, twins[1](second))
 
     def test_low_precision(self):
@@ -327,6 +328,7 @@ class LayerTest(TestCase):
         )
         model.compile(keras.optimizers.Adam(0.03), "mse")
         tokens = self.rng.integers(0, 11, (16, T))
+        tokens[:, 0] = np.arange(16) % 11  # what is to be told, in equal parts
         losses = model.fit(tokens, (tokens[:, :1] > 5) * 1.0, epochs=8, batch_size=6, verbose=0).history["loss"]
         self.assertLess(losses[-1], 0.9 * losses[0])
 

@@ -52,7 +52,7 @@ class SampledSoftmaxTest(TestCase):
             )
         for sampled, full in zip(*gradients, strict=True):
             scale = np.abs(full).max()
-            self.assertAllClose(sampled / scale, full / scale, atol=0.05)
+            self.assertAllClose(sampled / scale, full / scale, atol=0.2)  # of the rarest, seven deviations
 
     @parameterized.parameters("log_uniform", "uniform")
     def test_words_come_as_often_as_expected(self, sampling):
@@ -62,7 +62,7 @@ class SampledSoftmaxTest(TestCase):
         counts = np.bincount(words, minlength=V)
         expected = np.exp(layer._log_expected(tf.range(V)))
         self.assertAllClose(expected.sum(), 200_000, rtol=1e-4)
-        self.assertAllClose(counts, expected, rtol=0.1)
+        self.assertAllLess(np.abs(counts - expected) / np.sqrt(expected), 6)
         self.assertNotAllEqual(words, layer._draw())
 
     def test_every_word_of_a_very_large_vocabulary_may_come(self):
@@ -91,13 +91,13 @@ class SampledSoftmaxTest(TestCase):
         loss = SampledSoftmaxLoss()(np.array([0]), layer(np.ones((1, 1)), training=True))
         self.assertLess(loss, 1e-3)
 
-    def make_model(self, **arguments):
-        softmax = SampledSoftmax(V, num_sampled=16, seed=3, **arguments)
+    def make_model(self, **optimizer):
+        softmax = SampledSoftmax(V, num_sampled=16, seed=3)
         model = keras.Sequential(
             [keras.Input((None,), dtype="int32"), keras.layers.Embedding(V, D, mask_zero=True),
              LSTM(8, return_sequences=True), softmax]
         )  # fmt: skip
-        model.compile(keras.optimizers.Adam(0.02), SampledSoftmaxLoss())
+        model.compile(keras.optimizers.Adam(0.02, **optimizer), SampledSoftmaxLoss())
         return model
 
     def test_fit_learns_and_is_saved(self):
@@ -151,9 +151,9 @@ class SampledSoftmaxTest(TestCase):
         self.assertAllClose(tf.cast(gradients[0], "float32"), gradients[1], rtol=0.05, atol=0.01)
 
     def test_on_a_mesh(self):
-        one = self.make_model()
+        one = self.make_model(epsilon=1e-4)  # or rounding errors make full steps
         with strategy_on(2).scope():
-            many = self.make_model()
+            many = self.make_model(epsilon=1e-4)
         many.set_weights(one.get_weights())
         x = self.rng.integers(1, V, (8, 5)).astype("int32")
         for _ in range(2):

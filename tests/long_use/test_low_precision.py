@@ -52,4 +52,4 @@ class LowPrecisionTest(TestCase):
         self.assertLess(expected, 0.85 * np.log(WORDS))  # it did learn
         for policy in ("mixed_bfloat16", "mixed_float16"):
             with self.subTest(policy):
-                self.assertAllClose(self.train(policy, words, weights)[0], expected, rtol=0.02)
+                self.assertAllClose(self.train(policy, words, weights)[0], expected, rtol=0.05)

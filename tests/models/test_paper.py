@@ -70,7 +70,7 @@ class BuildTest(TestCase):
     def test_a_softmax_of_ones_own(self):
         """The paper's is trained on a sample of the words."""
         network = PAPER["LSTM-2048-512"].scaled(8)
-        model = network.build(50, SampledSoftmax(50, num_sampled=20, name="softmax"))
+        model = network.build(50, SampledSoftmax(50, num_sampled=500, name="softmax"))
         x, y = self.rng.integers(1, 50, (2, 2, 6))
         self.assertEqual(model(x).shape, (2, 6, 50))
         model.compile("adam", SampledSoftmaxLoss(reduction="mean_with_sample_weight"))

@@ -79,11 +79,11 @@ class LstmScanTest(TestCase):
         for n, gradient in enumerate(gradients):  # along a random direction: central differences in float64
             direction = self.normal(*gradient.shape, dtype="float64")
             ends = []
-            for side in (1e-5, -1e-5):
+            for side in (1e-7, -1e-7):
                 moved = [np.array(x, "float64") for x in arguments]
                 moved[n] += side * direction
                 ends.append(loss(*moved))
-            self.assertAllClose(np.sum(gradient * direction), (ends[0] - ends[1]) / 2e-5, rtol=1e-4, atol=1e-4)
+            self.assertAllClose(np.sum(gradient * direction), (ends[0] - ends[1]) / 2e-7, rtol=1e-4, atol=1e-4)
 
     def test_values_and_gradients(self):
         for buffers, options in (
