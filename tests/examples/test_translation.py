@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from tests.base import TestCase
+from tests.examples.program import run
 from tests.text.files import new_folder, write
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "translation.py"
@@ -126,6 +129,21 @@ class TranslationExampleTest(TestCase):
         self.assertNotIn("step 3:", again)
         self.assertEqual(again.splitlines()[-8:-2], whole.splitlines()[-8:-2])
 
+    def test_a_model_for_each_direction(self):
+        output = self.folder / "pairs"
+        arguments = ["--data", self.aligned(), "--multilingual", "--smoke", "--models", "dense-pairs"]
+        out = run(EXAMPLE, *arguments, "--output", output).stdout
+        self.assertIn("2 directions: en-fr fr-en\ntrain: 40 pairs\n", out)
+        perplexities = []
+        for pair in ("en-fr", "fr-en"):
+            self.assertRegex(out, rf"dense-{pair}: [\d,]+ parameters, [\d,]+ ops/timestep\n")
+            self.assertRegex(out, rf"dense-{pair}, step 2: perplexity")
+            self.assertRegex(out, rf"\| {pair} \| [\d.]+ % \| [\d.]+ \|\n")
+            best = json.loads((output / f"dense-{pair}-checkpoints" / "best.json").read_text())
+            perplexities.append(best["perplexity"])
+        self.assertNotEqual(*perplexities)  # each was trained on its own direction
+        self.assertIn(f"validation perplexity: dense-pairs {np.sqrt(np.prod(perplexities)):.3f}\n", out)
+
     def test_wrong_arguments_and_files_are_explained(self):
         data, blank, short = self.aligned(), self.aligned("blank"), self.aligned("short")
         write(blank / "val.fr.gz", [""] * 20)
@@ -138,6 +156,7 @@ class TranslationExampleTest(TestCase):
             (["--data", data, *pair, "--multilingual"], "--data needs either"),
             (["--data", data, "--source", "en", "--multilingual"], "leave --source and --target out, or see --pivot"),
             (["--data", data, *pair, "--pivot", "en"], "--pivot is for --multilingual"),
+            (["--data", data, *pair, "--models", "dense-pairs"], "of one direction they are moe and dense"),
             (["--multilingual"], "other ones need --data"),
             (["--data", data, "--source", "en", "--target", "de"], r"target must be one of \['en', 'fr'\].*'de'"),
             (["--data", data, "--multilingual", "--pivot", "ja"], "pivot='ja'"),
