@@ -23,7 +23,8 @@ class ExpertParallelStrategy(tf.distribute.Strategy):
 
     LSTMs, gates, embeddings and their optimizer slots are whole on every device, and each device computes its share of
     the batch. The experts of every `SparseMoE`, and their slots, are split: each expert is on one device and receives
-    the tokens of all. The numbers are those of one device.
+    the tokens of all. The numbers are those of one device, except that a `capacity_factor` is of each device's tokens,
+    and that Keras's `Dropout`, or a gate's noise of over 4 million numbers, is drawn by each device for itself.
 
     Variables are DTensors, and a step is one program over all devices: there is one logical replica
     (`num_replicas_in_sync` is 1), the batch size is that of all devices together, and losses need no scaling. Shapes
