@@ -1,5 +1,7 @@
 """Perplexity as a Keras metric."""
 
+import math
+
 import keras
 import tensorflow as tf
 
@@ -30,7 +32,12 @@ class Perplexity(keras.metrics.SparseCategoricalCrossentropy):
     def update_state(self, y_true, y_pred, sample_weight=None):
         # Keras's losses cast the targets like this. With the same inputs the graph optimizer sees that loss and metric
         # want the same cross-entropy and computes it once; without, a large vocabulary's would cost twice.
-        super().update_state(tf.cast(y_true, tf.float32), tf.convert_to_tensor(y_pred), sample_weight)
+        y_true = tf.cast(y_true, tf.float32)
+        weights = tf.ones_like(y_true) if sample_weight is None else tf.cast(sample_weight, tf.float32)
+        # Keras takes the mean over a row's positions first: tokens of a batch of short rows would count for more.
+        rows = y_true.shape[1:]
+        positions = math.prod(rows) if rows.is_fully_defined() else tf.reduce_prod(tf.shape(y_true)[1:])
+        super().update_state(y_true, tf.convert_to_tensor(y_pred), weights * tf.cast(positions, tf.float32))
 
     def result(self):
         return tf.exp(super().result())

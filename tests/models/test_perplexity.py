@@ -1,0 +1,73 @@
+"""Perplexity over batches of unequal size, by hand."""
+
+import functools
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+
+from tests.base import TestCase
+from tests.mesh.helpers import strategy_on
+from tf_moe.models import Perplexity, SmoothedCrossentropy
+
+
+class PerplexityTest(TestCase):
+    def batches(self, weights_of):
+        """Batches (targets, logits, weights) that differ in length, and the perplexity of all their tokens."""
+        batches, weighted, total = [], 0, 0
+        for rows, time in ((3, 4), (1, 7)):
+            logits, targets = self.normal(rows, time, 6), self.rng.integers(0, 6, (rows, time))
+            weights = weights_of(rows, time)
+            log_probability = logits - np.log(np.exp(logits.astype("float64")).sum(-1, keepdims=True))
+            chosen = np.take_along_axis(log_probability, targets[..., None], -1)[..., 0]
+            weighted += np.sum(chosen if weights is None else chosen * weights.reshape(rows, -1))
+            total += chosen.size if weights is None else np.broadcast_to(weights.reshape(rows, -1), chosen.shape).sum()
+            batches.append((targets, logits, weights))
+        return batches, np.exp(-weighted / total)
+
+    @parameterized.named_parameters(
+        ("no", lambda self, rows, time: None),
+        ("padding", lambda self, rows, time: (self.rng.random((rows, time)) < 0.7).astype("float32")),
+        ("of_rows", lambda self, rows, time: self.rng.random(rows)),
+    )
+    def test_weights(self, weights_of):
+        """The perplexity of all tokens, not a mean of the batches'; in graphs of unknown shapes too."""
+        batches, expected = self.batches(functools.partial(weights_of, self))
+        for in_graph in (False, True):
+            metric = Perplexity()
+            update = metric.update_state
+            if in_graph:
+                shapes = [tf.TensorSpec([None, None], tf.int64), tf.TensorSpec([None, None, 6])]
+                weights = batches[0][2]
+                shapes += [] if weights is None else [tf.TensorSpec([None] * weights.ndim)]
+                update = tf.function(metric.update_state, shapes)
+            for batch in batches:
+                update(*(tf.cast(x, tf.int64 if x is batch[0] else tf.float32) for x in batch if x is not None))
+            self.assertAllClose(metric.result(), expected, rtol=1e-5)
+
+    def test_on_a_mesh(self):
+        weights_of = functools.partial(self.rng.choice, [0.0, 1.0])
+        batches, expected = self.batches(lambda rows, time: weights_of((rows, time)))
+        with strategy_on(2).scope():
+            model = keras.Sequential([keras.Input((None, 6)), keras.layers.Activation("linear")])
+            model.compile(loss=SmoothedCrossentropy(), weighted_metrics=[Perplexity()])
+        data = tf.data.Dataset.from_generator(
+            lambda: ((logits, targets, weights) for targets, logits, weights in batches),
+            output_signature=tuple(
+                tf.TensorSpec([None] * rank, d) for rank, d in ((3, "float32"), (2, "int64"), (2, "float32"))
+            ),
+        )
+        found = model.evaluate(data.apply(tf.data.experimental.assert_cardinality(2)), verbose=0, return_dict=True)
+        self.assertAllClose(found["perplexity"], expected, rtol=1e-5)
+
+    def test_probabilities(self):
+        metric = Perplexity(from_logits=False)
+        metric.update_state([0, 1], [[0.5, 0.5], [0.875, 0.125]])
+        self.assertAllClose(metric.result(), 4)  # of a half and an eighth
+
+    def test_config(self):
+        metric = Perplexity("of_words", from_logits=False)
+        again = keras.metrics.deserialize(keras.metrics.serialize(metric))
+        self.assertIsInstance(again, Perplexity)
+        self.assertEqual((again.name, again.from_logits), ("of_words", False))
