@@ -11,7 +11,8 @@ class Perplexity(keras.metrics.SparseCategoricalCrossentropy):
     """The exponential of the mean cross-entropy of integer targets, each weighted by its sample weight.
 
     Pass it to `compile(weighted_metrics=...)`: with weight 0 on padding it is exact over all tokens of a data set,
-    which the logged loss is not where batches hold different numbers of them.
+    which the logged loss is not where batches hold different numbers of them, nor Keras's metrics where they differ in
+    length.
 
     Args:
         name: Name of the metric. Default "perplexity".

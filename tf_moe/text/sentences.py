@@ -43,7 +43,8 @@ def sentence_batches(
         the batch. Padding is id 0 in inputs, as `keras.layers.Embedding(mask_zero=True)` expects, and in
         targets, with weight 0. The number of batches is not known before the first epoch ends: Keras warns
         there that the data ran out, unless one counts them and applies `tf.data.experimental.assert_cardinality`.
-        For means over tokens see `contiguous_batches`.
+        Batches differ in T: `tf_moe.models.Perplexity` counts every token once, while Keras's metrics take the mean of
+        a row first; a loss with `reduction="mean_with_sample_weight"` is exact in each batch.
 
     Raises:
         ValueError: `batch_size`, `max_length` or one of `boundaries` no integer of at least 1, `shuffle_buffer` none
