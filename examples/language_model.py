@@ -19,7 +19,7 @@ from pathlib import Path
 import keras
 
 import tf_moe
-from tf_moe.analysis import count, measure_usage, plots
+from tf_moe.analysis import count, measure_usage
 from tf_moe.layers import SparseMoE
 from tf_moe.models import Perplexity, dense_twin, language_model
 from tf_moe.text import Corpus, Vocabulary, build_vocabulary, contiguous_batches
@@ -199,6 +199,8 @@ def train(middle, name: str, data: Data, options) -> dict:
             "max/mean load": usage.max_over_mean_load,
         }
         title = f"{name}, test text: CV(load) {usage.load_cv:.2f}, max/mean {usage.max_over_mean_load:.2f}"
+        from tf_moe.analysis import plots  # here: other examples import this file, and need no matplotlib
+
         plots.plot_load(usage.load, options.output / "load.png", title)
     steps = [(i + 1) * (total_steps // points) for i in range(points)]
     return {"row": row, "history": history, "curve": (steps, history["val_perplexity"])}
@@ -242,6 +244,8 @@ def main(arguments=None) -> None:
     (options.output / "history.json").write_text(json.dumps({n: run["history"] for n, run in runs.items()}, indent=1))
     table = format_table([run["row"] for run in runs.values()])
     (options.output / "table.md").write_text(table + "\n")
+    from tf_moe.analysis import plots
+
     plots.plot_perplexity(
         {n: run["curve"] for n, run in runs.items()}, options.output / "perplexity.png", "Equal compute"
     )

@@ -1,5 +1,6 @@
 """The translation model: in training, step by step, and what a search finds with it."""
 
+import inspect
 import pathlib
 
 import keras
@@ -155,6 +156,9 @@ class TranslatorTest(TestCase):
         model = self.model(num_experts=None)  # mixtures are saved in tests/saving
         model.save(folder / "model.keras")
         again = keras.models.load_model(folder / "model.keras")
+        for argument in set(inspect.signature(Translator).parameters) - {"kwargs"}:
+            self.assertTrue(hasattr(again, argument), argument)
+            self.assertIn(argument, again.get_config())
         self.assertEqual(again.get_config(), model.get_config())
         self.assertAllEqual(again((source, target)), model((source, target)))
 

@@ -44,7 +44,7 @@ class TranslatorsTest(TestCase):
 
     def test_build(self):
         model = TRANSLATORS["MoE-512-h"].scaled(4).build(11, start=5, dropout=0.1, moe={"seed": 3})
-        self.assertEqual((model.start, model.dropout.rate), (5, 0.1))
+        self.assertEqual((model.start, model.dropout), (5, 0.1))
         moe = model.decoder_moe
         self.assertEqual((moe.num_experts, moe.k, moe.seed, moe.importance_weight), ((16, 32), (2, 2), 3, 0.01))
         self.assertEqual(moe.output_activation.__name__, "sigmoid")

@@ -93,7 +93,8 @@ class AttentiveLSTM(keras.layers.Layer):
         if attention_units is not None:
             width = attention_units = checks.integer("attention_units", attention_units)
         self.attention = Attention(width, score, name="attention", dtype=self.dtype_policy)
-        self.attention_units = attention_units
+        self.units, self.projection = self.cell.units, self.cell.projection
+        self.attention_units, self.score = attention_units, self.attention.score
         self.supports_masking = True
 
     def build(self, inputs_shape, source_shape):
@@ -191,10 +192,10 @@ class AttentiveLSTM(keras.layers.Layer):
     def get_config(self):
         return {
             **super().get_config(),
-            "units": self.cell.units,
-            "projection": self.cell.projection,
+            "units": self.units,
+            "projection": self.projection,
             "attention_units": self.attention_units,
-            "score": self.attention.score,
+            "score": self.score,
         }
 
 

@@ -12,6 +12,10 @@ from tf_moe.layers.attention import SCORES
 from tf_moe.models.beam_search import beam_search
 from tf_moe.recurrence.buffers import buffers_for
 
+_ARGUMENTS = (
+    "vocabulary_size", "width", "lstm_units", "encoder_layers", "decoder_layers", "num_experts", "expert_hidden", "k",
+    "gate", "importance_weight", "load_weight", "dropout", "attention", "start", "end",
+)  # fmt: skip
 # Arguments of SparseMoE that Translator has itself, or decides on.
 _OF_MIXTURE = {
     "num_experts", "expert_hidden", "k", "gate", "importance_weight", "load_weight", "output_activation", "name",
@@ -171,26 +175,13 @@ class Translator(keras.Model):
         embeddings_initializer = keras.initializers.get(embeddings_initializer)
         importance_weight = _default_balance_weight(gate) if importance_weight is None else importance_weight
         load_weight = _default_balance_weight(gate) if load_weight is None else load_weight
-        self._config = {
-            "vocabulary_size": self.vocabulary_size,
-            "width": self.width,
-            "lstm_units": lstm_units,
-            "encoder_layers": encoder_layers,
-            "decoder_layers": decoder_layers,
-            "num_experts": num_experts,
-            "expert_hidden": expert_hidden,
-            "k": k,
-            "gate": gate,
-            "importance_weight": importance_weight,
-            "load_weight": load_weight,
-            "dropout": dropout,
-            "attention": attention,
-            "output_activation": keras.activations.serialize(keras.activations.get(output_activation)),
-            "embeddings_initializer": keras.initializers.serialize(embeddings_initializer),
-            "start": self.start,
-            "end": self.end,
-            "moe": dict(moe or {}),
-        }
+        self.lstm_units, self.encoder_layers, self.decoder_layers = lstm_units, encoder_layers, decoder_layers
+        self.num_experts, self.expert_hidden, self.k, self.gate = num_experts, expert_hidden, k, gate
+        self.importance_weight, self.load_weight = importance_weight, load_weight
+        self.dropout, self.attention = dropout, attention
+        self.output_activation = keras.activations.get(output_activation)
+        self.embeddings_initializer = embeddings_initializer
+        self.moe = dict(moe or {})
         policy = self.dtype_policy
         projection = None if lstm_units == self.width else self.width
 
@@ -216,7 +207,7 @@ class Translator(keras.Model):
         self.embedding = keras.layers.Embedding(
             self.vocabulary_size, self.width, embeddings_initializer, name="embedding", dtype=policy
         )
-        self.dropout = keras.layers.Dropout(dropout, name="dropout", dtype=policy)
+        self.dropout_layer = keras.layers.Dropout(dropout, name="dropout", dtype=policy)
         self.encoder_forward = lstm("encoder_lstm_1_forward")
         self.encoder_backward = lstm("encoder_lstm_1_backward", go_backwards=True)
         *between, last = [lstm(f"encoder_lstm_{n}") for n in range(2, encoder_layers + 1)]
@@ -248,24 +239,24 @@ class Translator(keras.Model):
         source_ids, target_ids = _checked(inputs)
         encoded = self.encode(source_ids, training)
         mask = self._target_mask(target_ids)
-        x = self.dropout(self.embedding(target_ids), training=training)
+        x = self.dropout_layer(self.embedding(target_ids), training=training)
         y, context = self.decoder_first(x, encoded.memory, inputs_mask=mask, source_mask=encoded.mask)
-        x += self.dropout(y, training=training)
-        x += self.dropout(self.decoder_moe(x, mask=mask, training=training), training=training)
+        x += self.dropout_layer(y, training=training)
+        x += self.dropout_layer(self.decoder_moe(x, mask=mask, training=training), training=training)
         for layer in self.decoder_upper:
             y = layer(tf.concat([x, context], -1), mask=mask, training=training)
-            x += self.dropout(y, training=training)
+            x += self.dropout_layer(y, training=training)
         return self.softmax(x)
 
     def encode(self, source_ids: tf.Tensor, training: bool = False) -> Encoded:
         """What the decoder needs of source ids `(B, S)`."""
         mask = keras.ops.not_equal(source_ids, 0)
-        x = self.dropout(self.embedding(source_ids), training=training)
+        x = self.dropout_layer(self.embedding(source_ids), training=training)
         y = self.encoder_forward(x, mask=mask, training=training)
         y += self._reversed(self.encoder_backward(x, mask=mask, training=training))
-        x += self.dropout(y, training=training)
+        x += self.dropout_layer(y, training=training)
         for layer in self.encoder_upper:
-            x += self.dropout(layer(x, mask=mask, training=training), training=training)
+            x += self.dropout_layer(layer(x, mask=mask, training=training), training=training)
         return Encoded(x, self.decoder_first.attention.keys(x), mask)
 
     def _reversed(self, x):
@@ -379,7 +370,13 @@ class Translator(keras.Model):
         return keras.ops.logical_and(goes_on, keras.ops.not_equal(ids, 0))
 
     def get_config(self):
-        return {**super().get_config(), **self._config}
+        return {
+            **super().get_config(),
+            **{name: getattr(self, name) for name in _ARGUMENTS},
+            "output_activation": keras.activations.serialize(self.output_activation),
+            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
+            "moe": dict(self.moe),
+        }
 
 
 def _default_balance_weight(gate: str) -> float:
