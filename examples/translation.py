@@ -137,8 +137,11 @@ def run(network: TranslationNetwork, name: str, data: Data, options: argparse.Na
 def test(model: Translator, data: Data, options: argparse.Namespace, steps: int) -> list[Outcome]:
     """Train a model, and test it in each of the data's directions."""
     keras.utils.set_random_seed(options.seed)
-    perplexity = train(model, data, options, steps)
-    return [score(model, text, data.pieces, perplexity, options) for text in data.parts["test"]]
+    perplexity, outcomes = train(model, data, options, steps), []
+    for text in data.parts["test"]:
+        outcomes.append(score(model, text, data.pieces, perplexity, options))
+        print(f"{model.name}, {outcomes[-1].direction}: BLEU {outcomes[-1].bleu:.2f}", flush=True)
+    return outcomes
 
 
 def main(arguments=None) -> None:

@@ -65,6 +65,22 @@ class TrainingMemoryTest(TestCase):
         self.assertEqual(shared.weights - plain.weights, 4 * 2 * 16 * 32)
         self.assertEqual(shared.activations - plain.activations, 2 * 4 * 1024 * (2 * 32 + 16))
 
+    def test_rows_of_the_experts(self):
+        """By hand for 64 tokens: each row has its input and its output, and of built-in experts the hidden layer."""
+
+        def activations(**options):
+            inputs = keras.Input((None, 16))
+            model = keras.Model(inputs, SparseMoE(8, **{"expert_hidden": 256, "k": 2, **options})(inputs))
+            kept = training_memory(model, tokens=64).activations / 4 - 64 * 16  # without the inputs
+            return kept / 2 - 64 * (8 * 8 + 16)  # the largest layer counts twice; without the gate and the outputs
+
+        self.assertEqual(activations(capacity_factor=1.25), 8 * 20 * (16 + 256 + 16))
+        self.assertEqual(activations(capacity_factor=2.0), 8 * 32 * (16 + 256 + 16))
+        layers = {"expert": lambda: keras.layers.Dense(16), "expert_hidden": None}
+        self.assertEqual(activations(**layers), 2 * 64 * (16 + 16))
+        self.assertEqual(activations(**{**layers, "expert_hidden": 256}), 2 * 64 * (16 + 16))
+        self.assertEqual(activations(**layers, capacity_factor=1.25), 8 * 20 * (16 + 16))
+
     def test_models_of_other_kinds_are_refused(self):
         model = Translator(9, width=4, lstm_units=4, encoder_layers=2, num_experts=2, expert_hidden=4, k=1)
         with self.assertRaisesRegex(ValueError, "Sequential and functional models.*'embedding'"):

@@ -43,6 +43,10 @@ def cost(num_experts=4, width=8, expert_hidden=8, k=1, tokens=8, **arguments):
     return step_cost(num_experts, width, expert_hidden, k, tokens, **arguments)
 
 
+def stability(**arguments):
+    return analysis.measure_stability(moe_model(), moe_model(), [zeros(2, 4)], **arguments)
+
+
 def special(layer="moe", labels=None, **arguments):
     labels = {"sign": lambda x: np.int32(x[:, 0] > 0)} if labels is None else labels
     return analysis.measure_specialisation(moe_model(name="moe"), [zeros(2, 4)], layer, labels, **arguments)
@@ -91,6 +95,8 @@ class AnalysisTest(BadInput):
             ValueError,
             r"layers of \[\] and of \[\] experts",
         ),
+        ("stability_resamples", lambda: stability(resamples=-1), ValueError, "resamples=-1"),
+        ("stability_seed", lambda: stability(seed="1"), ValueError, "seed='1'"),
         ("report_context", lambda: analysis.write_report("a.html", {}, context=-1), ValueError, "context=-1"),
         ("report_experts", lambda: analysis.write_report("a.html", {}, experts=0.5), ValueError, "experts=0.5"),
         ("places", lambda: analysis.labels.places(longest=0), ValueError, "longest=0"),

@@ -52,6 +52,8 @@ class OptimizersTest(BadInput):
         ("decay_negative", lambda: FactoredAdam(weight_decay=-1), ValueError, "weight_decay=-1"),
         ("rate_nan", lambda: FactoredAdam(NAN), ValueError, "learning_rate=nan"),
         ("rate_negative", lambda: FactoredAdam(-0.1), ValueError, "learning_rate=-0.1"),
+        ("rate_integer", lambda: FactoredAdam(-1), ValueError, "learning_rate=-1"),
+        ("rate_true", lambda: FactoredAdam(True), ValueError, "learning_rate=True"),
         ("rate_text", lambda: FactoredAdam("fast"), ValueError, "learning_rate=fast"),
         ("rate_none", lambda: FactoredAdam(None), ValueError, "learning_rate=None"),
         ("two_clips", lambda: FactoredAdam(clipnorm=1, clipvalue=2), ValueError, "clipnorm=1, clipvalue=2"),

@@ -138,6 +138,7 @@ class TranslationExampleTest(TestCase):
         for pair in ("en-fr", "fr-en"):
             self.assertRegex(out, rf"dense-{pair}: [\d,]+ parameters, [\d,]+ ops/timestep\n")
             self.assertRegex(out, rf"dense-{pair}, step 2: perplexity")
+            self.assertRegex(out, rf"dense-{pair}, {pair}: BLEU [\d.]+\n")
             self.assertRegex(out, rf"\| {pair} \| [\d.]+ % \| [\d.]+ \|\n")
             best = json.loads((output / f"dense-{pair}-checkpoints" / "best.json").read_text())
             perplexities.append(best["perplexity"])

@@ -19,7 +19,7 @@ class DeadExperts(keras.callbacks.Callback):
     Args:
         batches: What to look at, as `fit` takes it, such as the validation data: enough positions for every expert to
             be chosen, and few enough to be routed once an epoch.
-        share: An expert counts as dead with less than this share of its even load. Default 0: with none at all.
+        share: An expert counts as dead with no more than this share of its even load. Default 0: with none at all.
 
     Attributes:
         history: For each layer's name, the indices of dead experts after each epoch, a list of lists.

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.analysis.counts import leaves
+from tf_moe.dispatch import capacity_of
 from tf_moe.layers import SparseMoE
 from tf_moe.ops.hot_groups import cheapest_capacity
 
@@ -47,9 +48,10 @@ class Memory(NamedTuple):
 def training_memory(model: keras.Model, tokens: int) -> Memory:
     """Predict the memory of a training step on one device.
 
-    Layers are taken to keep their outputs, an LSTM its gates, a mixture the rows in its experts' block, for loads as
-    even as chance leaves them. What TensorFlow's programs and its allocator take beside that is not counted: some
-    hundreds of megabytes, and up to a third.
+    Layers are taken to keep their outputs, an LSTM its gates, a mixture the rows of its experts, for loads as even
+    as chance leaves them, or as many as its `capacity_factor` says. Of experts that are Keras layers only inputs and
+    outputs are counted, not what they keep inside. What TensorFlow's programs and its allocator take beside that is not
+    counted: some hundreds of megabytes, and up to a third.
 
     Args:
         model: A built Keras model, Sequential or functional. For its slots to be counted the optimizer has to be built
@@ -109,10 +111,20 @@ def _width(layer) -> int | None:
 
 
 def _kept_by_moe(layer: SparseMoE, tokens: int, number: int) -> int:
-    width, experts = _width(layer), layer.total_experts
-    loads = np.random.default_rng(0).multinomial(layer.total_k * tokens, [1 / experts] * experts)
-    block = int(cheapest_capacity(loads.astype("int32")))
-    rows = experts * block + np.maximum(loads - block, 0).sum()
-    hidden = 0 if layer.recompute or layer.expert_hidden is None else layer.expert_hidden
+    width = _width(layer)
+    hidden = 0 if layer.recompute or layer.expert is not None else layer.expert_hidden
     of_token = 2 * layer.shared_expert_hidden + 2 * width if layer.shared_expert_hidden else width
-    return int(rows) * (2 * width + hidden) * number + tokens * (_OF_GATE * layer.num_logits * 4 + of_token * number)
+    of_token = _OF_GATE * layer.num_logits * 4 + of_token * number
+    return _rows(layer, tokens) * (2 * width + hidden) * number + tokens * of_token
+
+
+def _rows(layer: SparseMoE, tokens: int) -> int:
+    """Rows that a layer's experts get, empty ones included."""
+    experts, k = layer.total_experts, layer.total_k
+    if layer.capacity_factor is not None:
+        return experts * capacity_of(tokens, experts, k, layer.capacity_factor)
+    if not layer.experts.takes_block:
+        return k * tokens
+    loads = np.random.default_rng(0).multinomial(k * tokens, [1 / experts] * experts)
+    block = int(cheapest_capacity(loads.astype("int32")))
+    return experts * block + int(np.maximum(loads - block, 0).sum())

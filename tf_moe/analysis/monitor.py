@@ -86,7 +86,11 @@ class ExpertMonitor(keras.callbacks.Callback):
         self._before_epoch = self._seen = 0
 
     def load(self, layer: str) -> np.ndarray:
-        """Float64 `(looks, E)`, the load of every expert of a layer at every look, as shares that add up to 1."""
+        """Float64 `(looks, E)`, the load of every expert of a layer at every look, as shares that add up to 1.
+
+        Raises:
+            ValueError: If no such layer was looked at, or none yet.
+        """
         if layer not in self.usage:
             raise ValueError(f"layer must be one that was looked at, of {list(self.usage)}. Received: layer={layer!r}.")
         load = np.stack([usage.load for usage in self.usage[layer]])

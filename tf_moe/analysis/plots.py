@@ -30,6 +30,7 @@ def plot_perplexity(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]
 
     Example:
 
+    >>> import tf_moe.analysis.plots
     >>> curves = {"moe": ([100, 200], [90.0, 70.0]), "dense": ([100, 200], [95.0, 80.0])}
     >>> tf_moe.analysis.plots.plot_perplexity(curves, pathlib.Path("perplexity.png"))
     """
@@ -60,6 +61,7 @@ def plot_load(load: np.ndarray, path: Path, title: str = "") -> None:
 
     Example:
 
+    >>> import tf_moe.analysis.plots
     >>> usage = tf_moe.analysis.measure_usage(model, dataset)["moe"]
     >>> tf_moe.analysis.plots.plot_load(usage.load, pathlib.Path("load.png"))
     """

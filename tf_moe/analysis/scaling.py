@@ -39,6 +39,7 @@ class StepCost(NamedTuple):
 
     Example:
 
+    >>> import tf_moe.analysis.scaling
     >>> cost = tf_moe.analysis.scaling.step_cost(16, 64, 256, k=2, tokens=1024, shards=4)
     >>> cost.rows, cost.padding > 1
     (512, True)
@@ -121,6 +122,7 @@ def step_cost(
 
     Example:
 
+    >>> import tf_moe.analysis.scaling
     >>> step_cost = tf_moe.analysis.scaling.step_cost
     >>> cost = step_cost(256, 512, 1024, k=4, tokens=16 * 18_750, shards=16, dense_parameters=2**22)
     >>> round(cost.arithmetic_per_number)  # 1.5 H 16 / 15
@@ -191,6 +193,7 @@ def format_costs(costs: Mapping[str, StepCost]) -> str:
 
     Example:
 
+    >>> import tf_moe.analysis.scaling
     >>> cost = tf_moe.analysis.scaling.step_cost(16, 64, 256, k=2, tokens=1024, shards=4)
     >>> print(tf_moe.analysis.scaling.format_costs({"4 shards": cost}))
     | by device and step | 4 shards |

@@ -144,7 +144,7 @@ def measure_specialisation(
 
     Raises:
         ValueError: As `measure_usage`; if there is no such layer, or a label is not of integers, one for each position
-            or row.
+            or row; `resamples` is no integer of at least 0, or `seed` neither that nor None.
         TypeError: If it is no model, or a label no function.
 
     Example:
@@ -161,11 +161,15 @@ def measure_specialisation(
     permutations and the adjusted share; Davison, Hinkley (1997), Bootstrap methods and their application, section 3.8,
     for resampling what belongs together. Table 9 of Shazeer et al. (2017) shows what experts specialise in by examples.
     """
-    resamples = checks.integer("resamples", resamples, least=0)
-    seed = None if seed is None else checks.integer("seed", seed, least=0)
+    resamples, seed = check_resampling(resamples, seed)
     labels = as_labels(labels)
     found = tally(Observer(model), batches, lambda one: SpecialisationTally(one.name, labels), [layer])
     return found[layer].result(resamples, seed)
+
+
+def check_resampling(resamples: int, seed: int | None) -> tuple[int, int | None]:
+    """Both numbers; raises ValueError unless there can be so many bootstrap samples, with such a seed."""
+    return checks.integer("resamples", resamples, least=0), None if seed is None else checks.integer("seed", seed, 0)
 
 
 def as_labels(labels: Mapping[str, Label | Callable[[Any], Any]]) -> dict[str, Label]:

@@ -10,7 +10,7 @@ from tf_moe.analysis.co_activation import LARGEST_MATRIX, add_pairs
 from tf_moe.analysis.information import LabelCounter
 from tf_moe.analysis.matching import best_matching
 from tf_moe.analysis.observer import Decisions, Observer, inputs_of
-from tf_moe.analysis.specialisation import GROUPS, Specialisation, specialisation
+from tf_moe.analysis.specialisation import GROUPS, Specialisation, check_resampling, specialisation
 
 
 class Stability(NamedTuple):
@@ -57,7 +57,7 @@ class Stability(NamedTuple):
 
 
 def measure_stability(
-    model: keras.Model, other: keras.Model, batches: Iterable, resamples: int = 100, seed: int = 0
+    model: keras.Model, other: keras.Model, batches: Iterable, resamples: int = 100, seed: int | None = 0
 ) -> dict[str, Stability]:
     """How alike two models route, at evaluation, for every SparseMoE layer.
 
@@ -76,7 +76,8 @@ def measure_stability(
 
     Raises:
         ValueError: If a model is not built, has no SparseMoE layer, or two of one name; if the layers are not of like
-            number and size; or there is no batch.
+            number and size; there is no batch; `resamples` is no integer of at least 0, or `seed` neither that nor
+            None.
         TypeError: If one is no model.
         ImportError: If SciPy is not installed: `pip install 'tf_moe[analysis]'`.
 
@@ -90,6 +91,7 @@ def measure_stability(
     Reference: Vinh, Epps, Bailey (2010), Information theoretic measures for clusterings comparison, for agreement of
     groups without names.
     """
+    resamples, seed = check_resampling(resamples, seed)
     observers = Observer(model), Observer(other)
     tallies: dict[str, StabilityTally] = {}
     for batch in batches:

@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import tensorflow as tf
 
+from tf_moe import checks
 from tf_moe.dispatch.plan import Plan
 from tf_moe.ops.block import held_by_block
 from tf_moe.ops.groups import group_by
@@ -39,6 +40,9 @@ def dispatch_capacity(
     Returns:
         A plan with E * C rows.
 
+    Raises:
+        ValueError: If `drop_by` is not one of `DROP_BY`.
+
     Example:
 
     >>> index, weights = tf.constant([[0], [0], [1]]), tf.constant([[0.2], [0.9], [0.5]])
@@ -49,6 +53,7 @@ def dispatch_capacity(
     >>> plan.slot.numpy().ravel()
     array([-1,  0,  1], dtype=int32)
     """
+    check_drop_by(drop_by)
     assigned = combine_weights > 0
     index = tf.reshape(tf.where(assigned, expert_index, num_experts), [-1])
     if drop_by == "weight":
@@ -70,6 +75,12 @@ def dispatch_capacity(
     return Plan(assignment, slot, kept, dropped, capacity)
 
 
+def check_drop_by(value: str) -> None:
+    """Raise ValueError unless it is one of `DROP_BY`. Any other word would drop by position."""
+    if value not in DROP_BY:
+        raise ValueError(f"drop_by must be one of {DROP_BY}. Received: drop_by={value!r}.")
+
+
 def _gather_or_none(index: tf.Tensor, at: tf.Tensor) -> tf.Tensor:
     """`index[at]`, and -1 where `at` is -1."""
     return tf.where(at < 0, -1, gather_or_zero(index, at))
@@ -85,11 +96,16 @@ def capacity_of(tokens: int | tf.Tensor, num_experts: int, k: int, capacity_fact
         k: Experts chosen for a token, in all.
         capacity_factor: 1.0 is just enough for even loads.
 
+    Raises:
+        ValueError: If `num_experts` or `k` is no positive integer, or `capacity_factor` no positive number.
+
     Example:
 
     >>> tf_moe.dispatch.capacity_of(tokens=100, num_experts=8, k=2, capacity_factor=1.25)  # 31.25 rounded up
     32
     """
+    num_experts, k = checks.integer("num_experts", num_experts), checks.integer("k", k)
+    checks.number("capacity_factor", capacity_factor, "a positive number", lambda x: x > 0)
     # In whole numbers: a share that is whole should not be rounded up because 0.1 has no exact binary form.
     per_token = min(1, Fraction(capacity_factor).limit_denominator(10_000) * k / num_experts)
     above, below = per_token.numerator, per_token.denominator

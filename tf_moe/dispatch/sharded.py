@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tf_moe.dispatch.capacity import check_drop_by
 from tf_moe.mesh.groups import Groups, group_by
 from tf_moe.mesh.rows import sum_rows, take_rows
 from tf_moe.mesh.shards import Shards
@@ -86,6 +87,9 @@ def dispatch_sharded(
         capacity: None to drop nothing; else the rows of an expert that each device may send.
         drop_by: Which of a device's assignments stay, see `dispatch_capacity`.
 
+    Raises:
+        ValueError: If `drop_by` is not one of `DROP_BY`.
+
     Example:
 
     ```python
@@ -105,6 +109,7 @@ def dispatch_sharded(
     assert dropped(expert) == 1
     ```
     """
+    check_drop_by(drop_by)
     index = shards.split(tf.where(combine_weights > 0, expert_index, num_experts))
     weights = shards.split(combine_weights)
     devices, replicas, size, choices = index.shape

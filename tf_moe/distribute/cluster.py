@@ -23,6 +23,9 @@ class Cluster:
         process_index: The number of this process, counted from 0. With a chief, the chief is process 0.
         addresses: "host:port" of every process, in the order of their numbers.
 
+    Raises:
+        ValueError: If an address is not "host:port" or there twice, or `process_index` is not the number of one.
+
     Example:
         >>> cluster = tf_moe.distribute.Cluster(process_index=0, addresses=("a.net:2222", "b.net:2222"))
         >>> cluster.num_processes
@@ -62,9 +65,9 @@ def find_cluster(resolver: tf.distribute.cluster_resolver.ClusterResolver | None
         The cluster, or None without one (no TF_CONFIG, or a single process in it).
 
     Raises:
-        ValueError: If the cluster is not made of workers, and maybe one chief, with an address each, or does not say
-            which of them this process is.
-        TypeError: If the resolver is none.
+        ValueError: If TF_CONFIG is not a JSON object, the cluster is not made of workers, and maybe one chief, with an
+            address each, or it does not say which of them this process is.
+        TypeError: If the resolver is not a ClusterResolver.
 
     Example:
         >>> import os

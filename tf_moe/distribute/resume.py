@@ -53,6 +53,9 @@ class Resume(keras.callbacks.Callback):
       `keras.random.SeedGenerator` of a layer, as in all layers of Keras and of this library. What callbacks remember
       (the patience of EarlyStopping, say) begins anew.
 
+    When a training begins, Keras's `CallbackList.on_train_batch_begin` and `on_train_batch_end` are wrapped for the
+    whole process, to pass over the batches that were seen; trainings without this callback go on as before.
+
     Args:
         directory: Where the checkpoints are, on storage that all processes share.
         save_freq: "epoch", the default, or a number of batches.
@@ -68,7 +71,8 @@ class Resume(keras.callbacks.Callback):
         ValueError: If `save_freq` is neither; `settings` cannot be written as JSON; the checkpoint found is damaged, of
             another model, of other settings, or not of a training like this one; the data cannot come in the same order
             again (a generator, `steps_per_epoch` of a dataset that ends, arrays shuffled without a seed); or the model
-            is not built, or of a strategy other than `ExpertParallelStrategy`.
+            is not built, or of a strategy other than `ExpertParallelStrategy`. When training begins: if
+            `save_before_exit` is True in a cluster.
         FileNotFoundError: If the checkpoint that was the last is gone.
         OSError: If a checkpoint could not be written. The one before is whole.
 

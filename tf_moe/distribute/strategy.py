@@ -22,17 +22,25 @@ class ExpertParallelStrategy(tf.distribute.Strategy):
     """Replicates a model over devices and splits its experts over the same devices, with stock `model.fit`.
 
     LSTMs, gates, embeddings and their optimizer slots are whole on every device, and each device computes its share of
-    the batch. The experts of every `SparseMoE`, and their slots, are split: each expert is on one device and receives
-    the tokens of all. The numbers are those of one device, except that a `capacity_factor` is of each device's tokens,
-    and that Keras's `Dropout`, or a gate's noise of over 4 million numbers, is drawn by each device for itself.
+    the batch. The experts of every `SparseMoE`, and their slots, are split: each expert is on one device, or as many
+    as there are replicas, and receives the tokens of all. The number of experts, over both levels together, must be a
+    multiple of the number of shards. The numbers are those of one device, except that a `capacity_factor` is of each
+    device's tokens, and that Keras's `Dropout`, or a gate's noise of over 4 million numbers, is drawn by each device
+    for itself.
 
     Variables are DTensors, and a step is one program over all devices: there is one logical replica
     (`num_replicas_in_sync` is 1), the batch size is that of all devices together, and losses need no scaling. Shapes
-    must be static: every new batch shape is compiled once. A batch whose size does not divide evenly over the devices,
-    such as the last of an epoch, is computed whole on every device, which is exact, but slower and larger.
+    must be static: every new batch shape is compiled once, and each program that is compiled keeps some 20 MB for good,
+    to get around a fault of DTensor; so let batches have few lengths. A batch whose size does not divide evenly over
+    the devices, such as the last of an epoch, is computed whole on every device, which is exact, but slower and larger.
 
     Make the strategy before any other use of TensorFlow in a cluster of several processes. All of them then have the
     seed of the first, that of `keras.utils.set_random_seed` or else a random one.
+    A process waits 600 seconds for the others to start, and takes one for lost after 20 seconds without a sign of life.
+
+    Keras has no hook for some of this. So the first strategy wraps, for the whole process, what makes the functions of
+    `keras.Model` for a batch (as in `train_on_batch` and `predict`), its `save`, `save_weights` and `export`, and what
+    `keras.callbacks.ModelCheckpoint` and `BackupAndRestore` do with files; models made elsewhere work as before.
 
     Args:
         devices: Names such as `["GPU:0", "GPU:1"]`. Default: all GPUs, else all logical CPUs (one per machine, unless
@@ -46,8 +54,11 @@ class ExpertParallelStrategy(tf.distribute.Strategy):
             `tf_moe.distribute.launch` for a cluster on one machine.
 
     Raises:
-        ValueError: If `devices` are not names of different devices of this process, or `mesh_shape` does not fit them.
-        TypeError: If `cluster_resolver` is none.
+        ValueError: If `devices` are not names of different devices of this process, or `mesh_shape` does not fit them;
+            if TF_CONFIG is malformed or the cluster is not one of workers, see `find_cluster`, or the environment
+            variable TF_MOE_DEVICES_PER_PROCESS is no positive integer. When a `SparseMoE` is built: if its experts do
+            not divide evenly over the shards.
+        TypeError: If `cluster_resolver` is not a ClusterResolver.
         RuntimeError: If TensorFlow has been used before a cluster could be joined, or other processes do not start.
 
     Example:

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tf_moe import checks
 from tf_moe.experts.constraints import ConstrainEach
 from tf_moe.experts.quantized import QuantizableBank, matmul_each
 from tf_moe.initializers import PerExpert
@@ -43,6 +44,10 @@ class FeedForward(QuantizableBank):
         kernel_constraint: Constraint of each expert's kernels. Default None.
         **kwargs: Arguments of `keras.layers.Layer`.
 
+    Raises:
+        ValueError: If `num_experts` or `hidden` is no positive integer, `use_bias` or `recompute` no boolean, `dropout`
+            not in [0, 1), or `seed` neither an integer nor None.
+
     Call arguments:
         rows: `(S, D)`, sorted by expert; or `(E * C, D)`, C rows for each; or, on a mesh, `(N, R, M, D)`, sorted by
             expert on each device.
@@ -76,14 +81,14 @@ class FeedForward(QuantizableBank):
     ):
         kwargs.setdefault("name", "experts")
         super().__init__(**kwargs)
-        self.num_experts = num_experts
-        self.hidden = hidden
+        self.num_experts = checks.integer("num_experts", num_experts)
+        self.hidden = checks.integer("hidden", hidden)
         self.activation = keras.activations.get(activation)
-        self.use_bias = use_bias
-        self.recompute = recompute
-        self.dropout = dropout
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed) if dropout else None
+        self.use_bias = checks.boolean("use_bias", use_bias)
+        self.recompute = checks.boolean("recompute", recompute)
+        self.dropout = checks.number("dropout", dropout, "a number from 0 to 1, without 1", lambda x: 0 <= x < 1)
+        self.seed = checks.seed(seed)
+        self.seed_generator = keras.random.SeedGenerator(self.seed) if self.dropout else None
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.kernel_constraint = keras.constraints.get(kernel_constraint)

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tf_moe import checks
 from tf_moe.mesh.groups import Groups
 from tf_moe.ops.xla import compiled_by_xla
 
@@ -19,8 +20,8 @@ class LayerBank(keras.layers.Layer):
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
-        ValueError: If the layers are not different Keras layers, if one does not keep the width, or if one draws random
-            numbers and `recompute` asks for the same ones twice.
+        ValueError: If `layers` is no list of different Keras layers, `recompute` no boolean, if one layer does not keep
+            the width, or if one draws random numbers and `recompute` asks for the same ones twice.
 
     Call arguments:
         rows: `(S, D)`, sorted by expert; or `(E * C, D)`, C rows for each.
@@ -40,16 +41,20 @@ class LayerBank(keras.layers.Layer):
     def __init__(self, layers: list[keras.layers.Layer], recompute: bool = False, **kwargs):
         kwargs.setdefault("name", "experts")
         super().__init__(**kwargs)
+        if not isinstance(layers, (list, tuple)) or not layers:
+            raise ValueError(
+                f"layers must be a list of Keras layers, one for each expert. Received: layers={layers!r}."
+            )
         for layer in layers:
             if not isinstance(layer, keras.layers.Layer):
-                raise ValueError(f"expert must return a Keras layer or model. Received: {layer!r}.")
+                raise ValueError(f"Every expert must be a Keras layer or model. Received: {layer!r}.")
         if len({id(layer) for layer in layers}) < len(layers):
             raise ValueError(
-                "expert must return a new layer each time it is called, or all experts are one and the same. "
-                f"Received: {layers[0]!r} more than once."
+                "Every expert must be a layer of its own, so a function that makes them must return a new layer each "
+                f"time it is called. Received: {layers!r}, with one of them more than once."
             )
         self.layers = list(layers)
-        self.recompute = recompute
+        self.recompute = checks.boolean("recompute", recompute)
 
     def build(self, input_shape):
         shape = (None, input_shape[-1])
@@ -59,7 +64,7 @@ class LayerBank(keras.layers.Layer):
             output_shape = getattr(output, "shape", output)
             if output_shape != shape:
                 raise ValueError(
-                    f"expert must return a layer that maps width {shape[-1]} to width {shape[-1]}. Received: "
+                    f"Every expert must be a layer that maps width {shape[-1]} to width {shape[-1]}. Received: "
                     f"{layer!r}, which maps {shape} to {output_shape}."
                 )
             if self.recompute and _draws(layer):
@@ -74,8 +79,8 @@ class LayerBank(keras.layers.Layer):
         if isinstance(counts, Groups):
             raise ValueError(
                 "Experts that are Keras layers cannot be split over the devices of a mesh: each has its own weights. "
-                f"Received: expert={self.layers[0]!r} and so on, under ExpertParallelStrategy. Pass expert=None for "
-                "the built-in experts, or use tf.distribute.MirroredStrategy, which gives every device all experts."
+                f"Received: {self.layers[0]!r} and so on, under ExpertParallelStrategy. Take SparseMoE's built-in "
+                "experts (expert=None), or tf.distribute.MirroredStrategy, which gives every device all experts."
             )
         if capacity is None and compiled_by_xla():
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Gates: from tokens to a Routing. Each is a Keras layer in a file of its own; a new one is entered in GATES.
+"""Gates: from tokens to a Routing. Each is a Keras layer in a file of its own; `Gate` says how to make another.
 
 Which to take? Noisy top-k, the default, and on two levels beyond a thousand experts. `BiasBalanced` has no losses to
 tune and the most even load; `StrictlyBalanced` suits large batches of one kind of text; `Switch`, with one expert for a
@@ -14,6 +14,7 @@ from tf_moe.gates.expert_choice import ExpertChoice
 from tf_moe.gates.gate import Gate, plain
 from tf_moe.gates.hash import Hash
 from tf_moe.gates.hierarchical import Hierarchical
+from tf_moe.gates.linear import LinearGate
 from tf_moe.gates.noisy_top_k import NoisyTopK
 from tf_moe.gates.routing import Routing
 from tf_moe.gates.sinkhorn import Sinkhorn
@@ -96,6 +97,7 @@ __all__ = [
     "Gate",
     "Hash",
     "Hierarchical",
+    "LinearGate",
     "NoisyTopK",
     "Routing",
     "Sinkhorn",

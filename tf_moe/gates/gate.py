@@ -18,8 +18,10 @@ class Gate(keras.layers.Layer):
     """Base class of gates: maps tokens `(T, D)` to a `Routing`.
 
     A gate is a Keras layer that always computes in float32, whatever the dtype policy around it: a choice between
-    experts should not hang on bfloat16's eight bits. To add one, implement `build` and `call`, and enter it in
-    `tf_moe.gates.GATES`.
+    experts should not hang on bfloat16's eight bits. To make one of your own, implement `build` and `call`,
+    and pass it to `SparseMoE`; `LinearGate` saves some of that where logits are x W_g. A model with it can be loaded if
+    its class is registered by `keras.saving.register_keras_serializable`, and `get_config` returns the arguments that
+    it has beside those below.
 
     A gate may be several: with `num_gates`, G of them choose among the same experts, one for each modality, task or
     language, and a token's `gate_id` says which of them chooses for it. Each has kernels of its own, stacked as
@@ -41,7 +43,8 @@ class Gate(keras.layers.Layer):
     Call arguments:
         inputs: `(T, D)`.
         mask: Optional bool `(T,)`; tokens where it is False get zero weights and count in no statistic.
-        training: Whether noise is added and `load` is the smooth estimate. Default False.
+        training: Whether to do what is for training alone, such as noise and losses. Default False. With noise, the
+            `load` of the noisy top-k gates is the smooth estimate; in all other cases it is the plain number.
         gate_id: Integers `(T,)`, for a gate that `takes_gate_id`. With `num_gates`, a token whose id is none of 0 to
             `num_gates` - 1 is treated as a masked one.
 
@@ -55,6 +58,7 @@ class Gate(keras.layers.Layer):
     Example:
 
     ```python
+    @keras.saving.register_keras_serializable(package="mine")
     class ByFirstFeature(tf_moe.gates.Gate):  # which learns nothing
         def build(self, input_shape):
             pass
@@ -70,6 +74,7 @@ class Gate(keras.layers.Layer):
 
     layer = tf_moe.layers.SparseMoE(4, expert_hidden=16, k=2, gate=ByFirstFeature(4, 2))
     outputs = layer(tf.random.normal([5, 8]))
+    again = tf_moe.layers.SparseMoE.from_config(layer.get_config())  # as when a model is loaded
     ```
 
     Reference: Ma et al. (2018), Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts.
@@ -209,7 +214,7 @@ def mask_rows(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
     return tf.where(mask, values, tf.zeros([], values.dtype))
 
 
-def sum_rows(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+def sum_over_tokens(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
     """Sum of the rows `(T, E)` of unmasked tokens, `(E,)`; the rows of masked ones must be finite too."""
     if mask is None:
         return tf.reduce_sum(values, axis=0)

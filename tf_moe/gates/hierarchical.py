@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.gates.choice import check_normalize, choose, choose_noisy
-from tf_moe.gates.gate import Gate, Initializer, check_levels, mask_rows, sum_rows
+from tf_moe.gates.gate import Gate, Initializer, check_levels, mask_rows, sum_over_tokens
 from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
 from tf_moe.gates.several import products
 from tf_moe.initializers import PerExpert
@@ -124,7 +124,7 @@ class Hierarchical(Gate):
         clean_logits, noise_logits = products(inputs, [self.kernel, self.noise_kernel], gate_id)
         noise = self.noise(tf.shape(clean_logits))
         index, weights, probability = choose_noisy(clean_logits, noise_logits, noise, self.k[0], self.normalize)
-        return clean_logits, index, mask_rows(weights, mask), sum_rows(probability, mask)
+        return clean_logits, index, mask_rows(weights, mask), sum_over_tokens(probability, mask)
 
     def _choose_experts(self, inputs, group, group_weights, noisy, gate_id):
         """Second level: clean logits (T * k0, b), experts and weights (T, k0, k1), and with noise the loads (a, b)."""

@@ -12,7 +12,8 @@ from tf_moe.losses import z_loss
 class LinearGate(Gate):
     """Base class of the gates whose logits are x W_g: it has W_g, for one gate or several, and the router z-loss.
 
-    A subclass implements `call(inputs, mask, training, gate_id)` with `logits` and `weighted_z_loss`.
+    A subclass implements `call(inputs, mask, training, gate_id)` with `logits` and `weighted_z_loss`; `Gate` says
+    what it needs to be loaded.
 
     Weights: `kernel` W_g, `(D, E)`; with `num_gates`, `(G, D, E)`.
 
@@ -26,6 +27,25 @@ class LinearGate(Gate):
 
     Raises:
         ValueError: If not 1 <= k <= num_experts, or `z_loss_weight` is negative.
+
+    Example:
+
+    ```python
+    @keras.saving.register_keras_serializable(package="mine")
+    class BySigmoid(tf_moe.gates.LinearGate):
+        def call(self, inputs, mask=None, training=False, gate_id=None):
+            logits = self.logits(inputs, gate_id)
+            weights, index = tf.math.top_k(tf.sigmoid(logits), self.k)
+            if mask is not None:
+                weights = tf.where(mask[:, None], weights, 0.0)
+            gates = tf.reduce_sum(tf.one_hot(index, self.num_experts) * weights[..., None], axis=1)
+            load = tf.reduce_sum(tf.cast(gates > 0, tf.float32), axis=0)
+            loss = self.weighted_z_loss(logits, mask, training)
+            return tf_moe.gates.Routing(index, weights, None, tf.reduce_sum(gates, axis=0), load, loss)
+
+    layer = tf_moe.layers.SparseMoE(4, expert_hidden=16, k=2, gate=BySigmoid(4, 2, "glorot_uniform", num_gates=2))
+    outputs = layer(tf.random.normal([5, 8]), gate_id=[0, 1, 1, 0, 1])
+    ```
     """
 
     can_be_several = True

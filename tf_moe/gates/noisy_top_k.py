@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.gates.choice import check_normalize, choose, choose_noisy
-from tf_moe.gates.gate import Initializer, mask_rows, sum_rows
+from tf_moe.gates.gate import Initializer, mask_rows, sum_over_tokens
 from tf_moe.gates.linear import LinearGate
 from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
 from tf_moe.gates.several import products
@@ -81,7 +81,7 @@ class NoisyTopK(LinearGate):
                 clean_logits, noise_logits, self.noise(tf.shape(clean_logits)), self.k, self.normalize
             )
             weights = mask_rows(weights, mask)
-            load = sum_rows(probability, mask)
+            load = sum_over_tokens(probability, mask)
         else:
             clean_logits = self.logits(inputs, gate_id)
             index, weights = choose(clean_logits, code_tokens(inputs), self.k, self.normalize)

@@ -22,7 +22,8 @@ class Routing(NamedTuple):
         gates: `(T, E)`, the same as a matrix, or None. `SparseMoE.route` fills it in up to 4096 experts; nothing in
             a forward pass needs it.
         importance: `(E,)`, sum of the gate values over the tokens.
-        load: `(E,)`. In training the smooth estimate of the number of tokens; otherwise, the number.
+        load: `(E,)`, the number of tokens; of `NoisyTopK` and `Hierarchical`, in training with noise, the smooth
+            estimate of it, which has a gradient.
         loss: Scalar, the gate's own losses in training: the thresholds' of strictly balanced gating, Switch's balance
             loss, the router z-loss; 0 for most.
 

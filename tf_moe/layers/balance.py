@@ -20,7 +20,7 @@ def measure_balance(
 
     Args:
         importance: `(E,)`.
-        load: `(E,)`, as the routing has it: the smooth estimate in training.
+        load: `(E,)`, as the routing has it: where the gate draws noise, the smooth estimate of the noisy top-k gates.
         dropped: Scalar, assignments dropped.
         assigned: Scalar, assignments in all.
     """

@@ -7,7 +7,8 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks, gates
-from tf_moe.dispatch import DROP_BY, Plan
+from tf_moe.dispatch import Plan
+from tf_moe.dispatch.capacity import check_drop_by
 from tf_moe.dispatch.choice import make_plan
 from tf_moe.experts import FeedForward, LayerBank
 from tf_moe.experts.policies import policy_with_parts
@@ -163,8 +164,7 @@ class SparseMoE(keras.layers.Layer):
         if capacity_factor is not None:
             kind = "a positive number, or None to drop nothing"
             self.capacity_factor = checks.number("capacity_factor", capacity_factor, kind, lambda x: x > 0)
-        if drop_by not in DROP_BY:
-            raise ValueError(f"drop_by must be one of {DROP_BY}. Received: drop_by={drop_by!r}.")
+        check_drop_by(drop_by)
         self.drop_by = drop_by
         self.activation = keras.activations.get(activation)
         self.output_activation = keras.activations.get(output_activation)

@@ -54,7 +54,7 @@ def optimizer_for(experts: keras.optimizers.Optimizer, others: keras.optimizers.
 
     Raises:
         TypeError: If `others` is no optimizer.
-        ValueError: If `experts` is none, or the same one.
+        ValueError: If `experts` is no optimizer, or the same one as `others`.
 
     Example:
 

@@ -1,5 +1,7 @@
 """Adam with factored second moments, for banks of experts that are most of a model's memory."""
 
+import numbers
+
 import keras
 import tensorflow as tf
 
@@ -65,7 +67,7 @@ class FactoredAdam(keras.optimizers.Optimizer):
         checks.at_least_zero("epsilon", epsilon)
         if weight_decay is not None:
             checks.at_least_zero("weight_decay", weight_decay)
-        if isinstance(learning_rate, float):
+        if isinstance(learning_rate, numbers.Real):
             checks.at_least_zero("learning_rate", learning_rate)
         for clip in ("clipnorm", "clipvalue", "global_clipnorm"):
             if kwargs.get(clip) is not None:  # Keras takes a negative one for none

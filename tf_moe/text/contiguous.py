@@ -49,8 +49,8 @@ def contiguous_batches(
         `reduction="mean_with_sample_weight"` is exact in each batch.
 
     Raises:
-        ValueError: `batch_size` or `steps` no integer of at least 1, `shuffle_buffer` or `num_tokens` none of at
-            least 0, or `seed` none.
+        ValueError: `batch_size` or `steps` no integer of at least 1, `shuffle_buffer` or `num_tokens` no integer
+            of at least 0, or `seed` neither an integer nor None.
         TypeError: `text` is no Text, or `vocabulary` no Vocabulary.
         tf.errors.FailedPreconditionError: on iteration, where `num_tokens` is wrong.
         tf.errors.InvalidArgumentError: on iteration, where reading fails; with the ValueError's message.

@@ -51,8 +51,8 @@ def packed_batches(
         them: the input of each sentence's first word is `</s>`, padding is id 0 with weight 0.
 
     Raises:
-        ValueError: `batch_size`, `steps` or `sentences_per_row` no integer of at least 1, `shuffle_buffer` none of at
-            least 0, `seed` none, or `shard` no such pair.
+        ValueError: `batch_size`, `steps` or `sentences_per_row` no integer of at least 1, `shuffle_buffer` no
+            integer of at least 0, `seed` neither an integer nor None, or `shard` no such pair.
         TypeError: `cache` is no TokenCache.
 
     Example:

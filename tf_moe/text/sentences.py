@@ -47,8 +47,8 @@ def sentence_batches(
         a row first; a loss with `reduction="mean_with_sample_weight"` is exact in each batch.
 
     Raises:
-        ValueError: `batch_size`, `max_length` or one of `boundaries` no integer of at least 1, `shuffle_buffer` none
-            of at least 0, `seed` none, or `boundaries` not rising.
+        ValueError: `batch_size`, `max_length` or one of `boundaries` no integer of at least 1, `shuffle_buffer` no
+            integer of at least 0, `seed` neither an integer nor None, or `boundaries` not rising.
         TypeError: `text` is no Text, or `vocabulary` no Vocabulary.
 
     Example:

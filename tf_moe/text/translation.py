@@ -45,7 +45,8 @@ def translation_batches(
 
     Raises:
         ValueError: `tokens` or one of `lengths` no positive integer, `lengths` not rising, `shuffle_buffer` no integer
-            of at least 0, `seed` none; no texts, or one whose target language has no token while others have.
+            of at least 0, `seed` neither an integer nor None; no texts, or one whose target language has no token while
+            others have.
         TypeError: something else than a ParallelText, or `pieces` no Pieces.
         tf.errors.InvalidArgumentError: on iteration, where reading fails; with the ValueError's message.
 
@@ -84,6 +85,12 @@ def translation_batches(
 
 def count_too_long(texts: ParallelText | Sequence[ParallelText], pieces: Pieces, longest: int = LENGTHS[-1]) -> int:
     """How many pairs `translation_batches` leaves out whose last length is `longest`; reads the texts once.
+
+    Raises:
+        ValueError: `longest` no positive integer; no texts, or one whose target language has no token while others
+            have.
+        TypeError: something else than a ParallelText, or `pieces` no Pieces.
+        tf.errors.InvalidArgumentError: where reading fails; with the ValueError's message.
 
     Example:
         >>> (text,) = tf_moe.text.ParallelCorpus.from_directory("pairs").parallel("train", "en", "fr")

@@ -97,7 +97,11 @@ class Vocabulary:
         return text.replace(" \n", "\n").replace("\n ", "\n")
 
     def count_tokens(self, text: Text) -> int:
-        """The length of a text, as `num_tokens` is of the training text; reads it once."""
+        """The length of a text, as `num_tokens` is of the training text; reads it once.
+
+        Raises:
+            TypeError: `text` is no Text.
+        """
         check_text(text)
         return sum(int(self.encode(tf.constant(lines)).flat_values.shape[0]) for lines in text.blocks())
 
