@@ -1,5 +1,6 @@
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tests.base import TestCase
 from tf_moe import gates
@@ -36,6 +37,17 @@ class RebuildTest(TestCase):
         for weight in copy.weights:
             weight.assign(0 * weight)
         self.assertAllEqual(model(x)["y"], before)
+
+    def test_what_preprocessing_has_beside_weights(self):
+        scale = keras.layers.Normalization()
+        scale.adapt(5 + 3 * self.normal(50, 4))
+        model, x = keras.Sequential([keras.Input((4,)), scale, Dense(2)]), 5 + 3 * self.normal(3, 4)
+        self.assertAllEqual(rebuild(model)(x), model(x))
+        words = keras.layers.StringLookup()
+        words.adapt(["a", "b", "a"])
+        model = keras.Sequential([keras.Input((None,), dtype="string"), words, keras.layers.Embedding(3, 2)])
+        x = tf.constant([["b", "a", "c"]])
+        self.assertAllEqual(rebuild(model)(x), model(x))
 
     def test_replaced(self):
         model, x = self.model(), self.normal(2, 3, 6)

@@ -59,6 +59,8 @@ class UpcycleTest(TestCase):
                 expected = self.expected(*pair, x.astype("float64"))
                 for training in (False, True):
                     self.assertAllClose(moe(x, training=training), expected, **CLOSE)
+        with_shared = upcycle(*pair, experts, k, shared_expert_hidden=4)
+        self.assertAllClose(with_shared(x), expected, **CLOSE)
         mask = self.rng.random((3, 5)) < 0.5
         self.assertAllClose(moe(x, mask=mask), np.where(mask[..., None], expected, 0), **CLOSE)
 

@@ -273,6 +273,11 @@ class LayerBankTest(TestCase):
                 LayerBank([keras.layers.Dense(3), make()], recompute=True).build((None, 3))
             LayerBank([keras.layers.Dense(3), make()]).build((None, 3))
 
+    def test_recompute_refuses_losses_of_activities(self):
+        layers = [keras.layers.Dense(3), keras.Sequential([keras.layers.Dense(3, activity_regularizer="l2")])]
+        with self.assertRaisesRegex(ValueError, "activity_regularizer"):
+            LayerBank(layers, recompute=True).build((None, 3))
+
     def test_config(self):
         bank = self.bank(recompute=True, name="bank")
         config = json.loads(json.dumps(keras.saving.serialize_keras_object(bank)))

@@ -150,6 +150,14 @@ class SampledSoftmaxTest(TestCase):
         self.assertEqual(gradients[0].dtype, layers[0].kernel.dtype)
         self.assertAllClose(tf.cast(gradients[0], "float32"), gradients[1], rtol=0.05, atol=0.01)
 
+    def test_words_are_told_apart_under_a_small_default_dtype(self):
+        layer = SampledSoftmax(600, num_sampled=5)
+        x, targets = self.normal(3, 2), np.array([257, 511, 599])
+        expected = SampledSoftmaxLoss()(targets, layer(x))
+        self.addCleanup(keras.config.set_floatx, "float32")
+        keras.config.set_floatx("bfloat16")
+        self.assertAllClose(SampledSoftmaxLoss()(targets, layer(x)), expected)
+
     def test_on_a_mesh(self):
         one = self.make_model(epsilon=1e-4)  # or rounding errors make full steps
         with strategy_on(2).scope():

@@ -189,6 +189,36 @@ class SavingTest(TestCase):
             if isinstance(model.layers[0].experts.layers[0], keras.layers.Dense):
                 self.assertLen([w for w in model.trainable_weights if "/experts/" in w.path], 3 * 2)
 
+    @parameterized.named_parameters(
+        ("built_in", {"shared_expert_hidden": 3, "gate": "bias_balanced"}),
+        ("layers", {"expert": lambda: keras.layers.Dense(4)}),
+    )
+    def test_what_is_frozen_stays_so(self, arguments):
+        arguments = {"num_experts": 3, "k": 2, **({} if "expert" in arguments else {"expert_hidden": 5}), **arguments}
+        model = keras.Sequential([keras.Input((4,)), SparseMoE(**arguments), keras.layers.Dense(2)])
+        model.layers[0].trainable = False
+        path = Path(self.get_temp_dir(), "frozen.keras")
+        model.save(path)
+        made = keras.Sequential([keras.Input((4,)), SparseMoE(**arguments, trainable=False), keras.layers.Dense(2)])
+        for each in (model, keras.models.load_model(path), keras.models.clone_model(model), made):
+            self.assertLen(each.trainable_weights, 2)
+            before = each.layers[0].get_weights()
+            each.compile("sgd", "mse")
+            each.train_on_batch(self.normal(6, 4), self.normal(6, 2))
+            for ours, expected in zip(each.layers[0].get_weights(), before, strict=True):
+                self.assertAllEqual(ours, expected)
+
+    def test_experts_of_two_layers_are_one_set_when_loaded(self):
+        experts = [keras.layers.Dense(4) for _ in range(3)]
+        model = keras.Sequential([keras.Input((4,)), *(SparseMoE(3, k=2, expert=experts) for _ in range(2))])
+        path = Path(self.get_temp_dir(), "experts.keras")
+        model.save(path)
+        again = keras.models.load_model(path)
+        for one, other in zip(*(layer.experts.layers for layer in again.layers), strict=True):
+            self.assertIs(one, other)
+        x = self.normal(7, 4)
+        self.assertAllEqual(again(x), model(x))
+
     def test_weights_have_the_documented_names(self):
         layer = SparseMoE(6, 5, k=2, use_bias=True, name="moe")
         layer.build((None, 4))

@@ -121,8 +121,9 @@ class SparseMoEQuantizedTest(TestCase):
 
     def test_policies_of_its_own(self):
         """A map of policies in `dtype`, which a saved layer has too."""
-        policies = keras.dtype_policies.DTypePolicyMap("float32", {".*/experts": keras.dtype_policies.get("bfloat16")})
-        layer = SparseMoE(4, 6, k=2, dtype=policies)
+        half = keras.dtype_policies.get("bfloat16")
+        policies = keras.dtype_policies.DTypePolicyMap("float32", {".*/experts": half, ".*/shared_expert/.*": half})
+        layer = SparseMoE(4, 6, k=2, shared_expert_hidden=5, dtype=policies)
         x = self.normal(3, 5, 8)
         expected = layer(x)
         self.assertEqual((layer.experts.hidden_kernel.dtype, layer.gate.kernel.dtype), ("bfloat16", "float32"))

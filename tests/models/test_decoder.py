@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import tensorflow as tf
 from absl.testing import parameterized
@@ -87,4 +89,17 @@ class DecoderTest(TestCase):
     def test_another_model(self):
         model = keras.Sequential([keras.Input((None,)), keras.layers.Embedding(4, 4), keras.layers.Dense(4)])
         with self.assertRaisesRegex(ValueError, "language_model.*Received: a model of .*embedding"):
+            Decoder(model)
+
+    @parameterized.parameters(
+        lambda: keras.layers.GRU(4, return_sequences=True),
+        lambda: keras.layers.LSTM(4, return_sequences=True, go_backwards=True),
+        lambda: keras.layers.Conv1D(4, 3, padding="causal"),
+        lambda: keras.Sequential([keras.layers.Dense(4), keras.layers.LSTM(4, return_sequences=True)]),
+    )
+    def test_layers_that_need_other_steps(self, make):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*does not support masking")  # Keras's, of some of these
+            model = language_model(5, [make()], width=4)
+        with self.assertRaisesRegex(ValueError, "step by step.*Received: '"):
             Decoder(model)

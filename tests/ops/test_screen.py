@@ -27,6 +27,16 @@ class ScreenTest(TestCase):
         self.assertAllEqual(np.isnan(screened.fill(tf.ones([4, 1]))), [[True], [False], [False], [False]])
         self.assertAllClose(screened.nonfinite_fraction(), 0.25)
 
+    def test_nothing_is_nan_without_need(self):
+        """Or tf.debugging.enable_check_numerics could not be used."""
+        tf.debugging.enable_check_numerics()
+        self.addCleanup(tf.debugging.disable_check_numerics)
+        tokens = tf.ones([3, 2])
+        for mask in (None, tf.constant([True, False, True])):
+            for fill in (lambda t, m: screen(t, m).fill(t), tf.function(lambda t, m: screen(t, m).fill(t))):
+                expected = [[1, 1], [0 if mask is not None else 1] * 2, [1, 1]]
+                self.assertAllEqual(fill(tokens, mask), expected)
+
     def test_no_tokens(self):
         self.assertAllEqual(screen(tf.zeros([0, 3])).nonfinite_fraction(), 0)
         self.assertAllEqual(screen(tf.zeros([2, 3]), tf.zeros([2], tf.bool)).nonfinite_fraction(), 0)

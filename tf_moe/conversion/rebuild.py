@@ -1,5 +1,6 @@
 """A copy of a model with other layers in some places."""
 
+import tempfile
 from collections.abc import Iterator, Mapping
 
 import keras
@@ -49,8 +50,20 @@ def rebuild(
     rebuilding = _Rebuilding(replaced, fused)
     new = rebuilding.model(model)
     for layer, clone in rebuilding.copied:
-        clone.set_weights(layer.get_weights())
+        _copy_state(layer, clone)
     return new
+
+
+def _copy_state(layer: Layer, clone: Layer) -> None:
+    """Weights, and what layers of preprocessing have beside them: tables of words, and constants made of weights."""
+    clone.set_weights(layer.get_weights())
+    for old, new in zip(layer._flatten_layers(), clone._flatten_layers(), strict=True):
+        if hasattr(old, "save_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                old.save_assets(folder)
+                new.load_assets(folder)
+        if hasattr(new, "finalize_state"):
+            new.finalize_state()
 
 
 def is_graph(layer: Layer) -> bool:

@@ -43,7 +43,8 @@ def upcycle(
         noise: Standard deviation of normal noise on the kernels of every expert, as a share of that of the weights of
             the kernel. Default 0, exact copies.
         seed: Integer seed of the noise on the kernels, of the gate's weights and its noise in training, or None.
-        **kwargs: Further arguments of `SparseMoE`, such as `importance_weight` or `expert_dropout`; also
+        **kwargs: Further arguments of `SparseMoE`, such as `importance_weight`, `expert_dropout` or
+            `shared_expert_hidden` (that expert begins as nothing, its output kernel being zero); also
             `kernel_regularizer` and `kernel_constraint`, which are by default those of the dense layers. A
             `capacity_factor` drops tokens, of which the first output then lacks a part.
 
@@ -99,6 +100,9 @@ def upcycle(
         **{"name": f"{hidden.name}_moe", "dtype": hidden.dtype_policy, **kwargs},
     )
     layer.build((None, width))
+    if layer.shared_expert is not None:  # which begins as nothing, or the sum would be another
+        kernel = [part for part in layer.shared_expert.layers if part.weights][-1].kernel
+        kernel.assign(tf.zeros_like(kernel))
     draw = np.random.default_rng(np.random.randint(2**31) if seed is None else seed % 2**64)
     for dense, kernel, bias in (
         (hidden, layer.experts.hidden_kernel, layer.experts.hidden_bias),

@@ -72,6 +72,11 @@ class LayerBank(keras.layers.Layer):
                     "recompute=True computes experts twice, and this one would draw other random numbers the second "
                     f"time. Received: {layer!r}. Pass recompute=False, or experts without dropout."
                 )
+            if self.recompute and any(part.activity_regularizer for part in layer._flatten_layers()):
+                raise ValueError(
+                    "recompute=True keeps nothing of what is inside of experts, and an activity_regularizer would have "
+                    f"no gradient. Received: {layer!r}. Pass recompute=False."
+                )
 
     def call(
         self, rows: tf.Tensor, counts: tf.Tensor, capacity: int | tf.Tensor | None = None, block=None

@@ -103,6 +103,8 @@ class AttentiveLSTM(keras.layers.Layer):
         self.source_width = source_shape[-1]
         self.attention.build((None, None, self.cell.output_size), source_shape)
         self.cell.build((None, inputs_shape[-1] + self.source_width))
+        if not self.trainable:  # of a config: Keras tells parts when it changes
+            self.cell.trainable = self.attention.trainable = False
 
     def call(self, inputs, source, inputs_mask=None, source_mask=None):
         cell, attention = self.cell, self.attention

@@ -186,7 +186,8 @@ class SampledSoftmaxLoss(keras.losses.Loss):
     """
 
     def __init__(self, name: str = "sampled_softmax_loss", **kwargs):
-        super().__init__(name=name, **kwargs)
+        # In bfloat16, which may be Keras's default, word 257 would be word 256.
+        super().__init__(name=name, **{"dtype": "float32", **kwargs})
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         token = _layer.set(getattr(y_pred, _LAYER, None))  # which Keras's conversions need not keep

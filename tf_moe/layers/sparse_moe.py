@@ -263,6 +263,9 @@ class SparseMoE(keras.layers.Layer):
                 dtype=self.dtype_policy,
             )
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: width})
+        if not self.trainable:  # which a config may say: Keras tells parts when it changes, not when they are made
+            for part in (self.gate, self.experts, *filter(None, [self.shared_expert])):
+                part.trainable = False
 
     def call(self, inputs, mask=None, training=False, gate_id=None):
         if mask is None and gate_id is not None:
@@ -295,7 +298,7 @@ class SparseMoE(keras.layers.Layer):
         rows = self.experts(rows, plan.counts, capacity=plan.capacity, block=plan.block, training=training)
         outputs = tf.cast(plan.combine(rows, routing.combine_weights), self.compute_dtype)
         if self.shared_expert is not None:
-            outputs += self.shared_expert(tokens, training=training)
+            outputs += tf.cast(self.shared_expert(tokens, training=training), self.compute_dtype)
         outputs = screened.fill(self.output_activation(outputs))
         if training:
             self.add_loss(self._balance_loss(routing))
@@ -368,7 +371,7 @@ class SparseMoE(keras.layers.Layer):
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
     def get_config(self):
-        expert = self.expert and [keras.saving.serialize_keras_object(e) for e in self.experts.layers]
+        expert = self.expert and [_serialized(e) for e in self.experts.layers]
         if expert and not isinstance(self.expert, (list, tuple)):
             expert = {"made": expert}  # by a function, see from_config
         return {
@@ -377,7 +380,7 @@ class SparseMoE(keras.layers.Layer):
             "num_experts": self.num_experts,
             "expert_hidden": self.expert_hidden,
             "k": self.k,
-            "gate": self._gate_name or self._gate_config(),
+            "gate": self._gate_name or _serialized(self.gate),
             "importance_weight": self.importance_weight,
             "load_weight": self.load_weight,
             "capacity_factor": self.capacity_factor,
@@ -412,13 +415,6 @@ class SparseMoE(keras.layers.Layer):
             children.pop("_metric_variables", None)
         return children
 
-    def _gate_config(self):
-        # Twice: while a model is saved, Keras marks what it meets again, so that it is loaded as one object. It would
-        # mark a gate of two layers in the second one only (it copies the configs of what is inside of layers), and the
-        # loaded model would have two gates, and weights for one.
-        keras.saving.serialize_keras_object(self.gate)
-        return keras.saving.serialize_keras_object(self.gate)
-
     @classmethod
     def from_config(cls, config):
         config = dict(config)
@@ -434,6 +430,14 @@ class SparseMoE(keras.layers.Layer):
         elif isinstance(expert, (list, tuple)):
             config["expert"] = [keras.saving.deserialize_keras_object(e) for e in expert]
         return cls(**config)
+
+
+def _serialized(part: keras.layers.Layer) -> dict:
+    # Twice: while a model is saved, Keras marks what it meets again, so that it is loaded as one object. It would
+    # mark a part of two layers in the second one only (it copies the configs of what is inside of layers), and the
+    # loaded model would have two parts, and weights for one.
+    keras.saving.serialize_keras_object(part)
+    return keras.saving.serialize_keras_object(part)
 
 
 def _share(x: float) -> bool:

@@ -3,9 +3,15 @@
 import keras
 import tensorflow as tf
 
-from tf_moe.layers import SparseMoE
+from tf_moe.layers import AttentiveLSTM, SparseMoE
 
 _WITHOUT_WEIGHTS = (keras.layers.InputLayer, keras.layers.Dropout, keras.layers.Add)
+# What sees other steps than its own.
+_NOT_STEPWISE = (
+    keras.layers.RNN, keras.layers.Bidirectional, keras.layers.Conv1D, keras.layers.SeparableConv1D,
+    keras.layers.DepthwiseConv1D, keras.layers.Attention, keras.layers.AdditiveAttention,
+    keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention, AttentiveLSTM,
+)  # fmt: skip
 
 State = tuple[tuple[tf.Tensor, ...], ...]
 
@@ -20,7 +26,8 @@ class Decoder:
         model: What `language_model` returned, or what was loaded from such a model's file.
 
     Raises:
-        ValueError: If the model is another.
+        ValueError: If the model is another, or has a layer that needs other steps than its own: an LSTM that is
+            stateful or goes backwards, another recurrent layer, a convolution, an attention.
 
     Example:
 
@@ -38,6 +45,16 @@ class Decoder:
                 "Decoder needs a model made by tf_moe.models.language_model: embedding, lstm_1, what is between, "
                 f"lstm_2, softmax. Received: a model of {names}."
             )
+        for layer in layers:
+            if isinstance(layer, keras.layers.LSTM):
+                fault = layer.go_backwards or layer.stateful
+            else:
+                fault = any(isinstance(part, _NOT_STEPWISE) for part in layer._flatten_layers())
+            if fault:
+                raise ValueError(
+                    "Decoder goes on step by step, with LSTMs that go forwards and layers that see one step at a time. "
+                    f"Received: {layer.name!r}, a {type(layer).__name__}, in the model {model.name!r}."
+                )
         self._embedding, *self._layers, self._softmax = layers
 
     def initial_state(self, batch_size: int | tf.Tensor) -> State:

@@ -221,6 +221,9 @@ class Translator(keras.Model):
         self._forget_searches()
         # Everything is known already; and shapes that are open here are open in what is exported.
         self.build(((None, None), (None, None)))
+        if not self.trainable:  # of a config: Keras tells parts when it changes
+            for layer in self.layers:
+                layer.trainable = False
 
     def build(self, input_shape):
         x = (None, None, self.width)
@@ -337,6 +340,11 @@ class Translator(keras.Model):
     def quantize(self, *args, **kwargs):
         """`keras.Model.quantize`; `translate` is compiled again, or it would keep the weights that were."""
         super().quantize(*args, **kwargs)
+        self._forget_searches()
+
+    def compile(self, *args, **kwargs):
+        """`keras.Model.compile`; `translate` is compiled again, as after `enable_lora` it has to be."""
+        super().compile(*args, **kwargs)
         self._forget_searches()
 
     def _forget_searches(self):

@@ -28,10 +28,10 @@ class Screen(NamedTuple):
 
     def fill(self, rows: tf.Tensor) -> tf.Tensor:
         """Rows `(T, D)` with zeros where a token is masked, and NaN where it is non-finite."""
-        instead = tf.constant(float("nan"), rows.dtype)
-        if self.mask is not None:
-            instead = tf.expand_dims(tf.where(self.mask, instead, tf.zeros([], rows.dtype)), -1)
-        return tf.where(tf.expand_dims(self.valid, -1), rows, instead)
+        fine = self.valid if self.mask is None else tf.logical_or(self.valid, tf.logical_not(self.mask))
+        # Not a constant, nor anything else that is there without need: tf.debugging.enable_check_numerics stops at it.
+        instead = tf.zeros([], rows.dtype) / tf.cast(fine, rows.dtype)
+        return tf.where(tf.expand_dims(self.valid, -1), rows, tf.expand_dims(instead, -1))
 
     def nonfinite_fraction(self) -> tf.Tensor:
         """Share of the unmasked tokens that are non-finite, a float32 scalar; 0 where all are masked."""
