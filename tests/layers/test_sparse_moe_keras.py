@@ -208,6 +208,24 @@ class SavingTest(TestCase):
             for ours, expected in zip(each.layers[0].get_weights(), before, strict=True):
                 self.assertAllEqual(ours, expected)
 
+    def test_parts_that_are_frozen_stay_so(self):
+        for parts in ({"gate"}, {"experts", "shared_expert"}):
+            with self.subTest(parts):
+                layer = SparseMoE(3, 5, k=2, shared_expert_hidden=4, name="moe")
+                model = keras.Sequential([keras.Input((4,)), layer])
+                for part in parts:
+                    getattr(layer, part).trainable = False
+                path = Path(self.get_temp_dir(), "parts.keras")
+                model.save(path)
+
+                def trained(model):
+                    return [w.path.split("moe/")[1] for w in model.trainable_weights]
+
+                self.assertBetween(len(trained(model)), 1, len(layer.weights) - 1)
+                for each in (keras.models.load_model(path), keras.models.clone_model(model)):
+                    self.assertEqual(trained(each), trained(model))
+                    self.assertEqual(each.layers[0].get_config(), layer.get_config())
+
     def test_experts_of_two_layers_are_one_set_when_loaded(self):
         experts = [keras.layers.Dense(4) for _ in range(3)]
         model = keras.Sequential([keras.Input((4,)), *(SparseMoE(3, k=2, expert=experts) for _ in range(2))])

@@ -180,6 +180,7 @@ class SparseMoE(keras.layers.Layer):
             self.shared_expert_hidden = checks.integer("shared_expert_hidden", shared_expert_hidden)
         self.experts = self._make_experts()
         self.shared_expert = None
+        self._frozen = ()  # names of parts that a config says are not trainable
         self.balance_metrics = balance_metrics(self.name)
         self._metric_variables = tf.Module()  # see _trackable_children
         self._metric_variables.variables_of_metrics = [v for m in self.balance_metrics.values() for v in m.variables]
@@ -263,9 +264,14 @@ class SparseMoE(keras.layers.Layer):
                 dtype=self.dtype_policy,
             )
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: width})
-        if not self.trainable:  # which a config may say: Keras tells parts when it changes, not when they are made
-            for part in (self.gate, self.experts, *filter(None, [self.shared_expert])):
+        # A config may say so: Keras tells parts when `trainable` changes, not when they are made.
+        for name, part in self._parts().items():
+            if not self.trainable or name in self._frozen:
                 part.trainable = False
+
+    def _parts(self) -> dict[str, keras.layers.Layer]:
+        parts = {"gate": self.gate, "experts": self.experts, "shared_expert": self.shared_expert}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def call(self, inputs, mask=None, training=False, gate_id=None):
         if mask is None and gate_id is not None:
@@ -374,6 +380,7 @@ class SparseMoE(keras.layers.Layer):
         expert = self.expert and [_serialized(e) for e in self.experts.layers]
         if expert and not isinstance(self.expert, (list, tuple)):
             expert = {"made": expert}  # by a function, see from_config
+        frozen = [name for name, part in self._parts().items() if not part.trainable] if self.trainable else []
         return {
             **super().get_config(),
             "dtype": keras.dtype_policies.serialize(self._policy_with_parts()),
@@ -396,6 +403,7 @@ class SparseMoE(keras.layers.Layer):
             "drop_by": self.drop_by,
             "expert_dropout": self.expert_dropout,
             "shared_expert_hidden": self.shared_expert_hidden,
+            **({"frozen": frozen} if frozen else {}),
         }
 
     def _policy_with_parts(self) -> keras.dtype_policies.DTypePolicy:
@@ -429,7 +437,10 @@ class SparseMoE(keras.layers.Layer):
             config["expert"] = iter([keras.saving.deserialize_keras_object(made) for made in unbuilt]).__next__
         elif isinstance(expert, (list, tuple)):
             config["expert"] = [keras.saving.deserialize_keras_object(e) for e in expert]
-        return cls(**config)
+        frozen = tuple(config.pop("frozen", ()))
+        layer = cls(**config)
+        layer._frozen = frozen
+        return layer
 
 
 def _serialized(part: keras.layers.Layer) -> dict:
