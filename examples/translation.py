@@ -121,12 +121,12 @@ def run(network: TranslationNetwork, name: str, data: Data, options: argparse.Na
     """Train, test and export one model, or train and test one for each direction."""
     if name.endswith("-pairs"):
         outcomes = []
-        for direction, alone in by_direction(data, options).items():
+        for direction, alone in by_direction(data, options):
             model = build(network, f"{name.removesuffix('-pairs')}-{direction}", data, options)
-            outcomes += test(model, alone, options, options.pair_steps)
+            outcomes += train_and_test(model, alone, options, options.pair_steps)
         return outcomes
     model = build(network, name, data, options)
-    outcomes = test(model, data, options, options.steps)
+    outcomes = train_and_test(model, data, options, options.steps)
     model.save(options.output / f"{name}.keras")
     export(model, data.pieces, options, options.output / f"{name}-served")
     if name == "moe":
@@ -134,7 +134,7 @@ def run(network: TranslationNetwork, name: str, data: Data, options: argparse.Na
     return outcomes
 
 
-def test(model: Translator, data: Data, options: argparse.Namespace, steps: int) -> list[Outcome]:
+def train_and_test(model: Translator, data: Data, options: argparse.Namespace, steps: int) -> list[Outcome]:
     """Train a model, and test it in each of the data's directions."""
     keras.utils.set_random_seed(options.seed)
     perplexity, outcomes = train(model, data, options, steps), []

@@ -1,6 +1,7 @@
 """What is trained and tested on: numbers in words, or the files of a directory."""
 
 import argparse
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -69,14 +70,11 @@ def batches_of(parts: Parts, pieces: Pieces, options: argparse.Namespace) -> Dat
     return Data(pieces, parts, train, validation.apply(tf.data.experimental.assert_cardinality(count)))
 
 
-def by_direction(data: Data, options: argparse.Namespace) -> dict[str, Data]:
-    """Each direction by itself, in the same pieces."""
-
-    def only(direction):
-        return {part: [t for t in texts if direction_of(t) == direction] for part, texts in data.parts.items()}
-
-    directions = dict.fromkeys(map(direction_of, data.parts["test"]))
-    return {direction: batches_of(only(direction), data.pieces, options) for direction in directions}
+def by_direction(data: Data, options: argparse.Namespace) -> Iterator[tuple[str, Data]]:
+    """Each direction by itself, in the same pieces; its batches are made when its turn comes."""
+    for direction in dict.fromkeys(map(direction_of, data.parts["test"])):
+        parts = {part: [t for t in texts if direction_of(t) == direction] for part, texts in data.parts.items()}
+        yield direction, batches_of(parts, data.pieces, options)
 
 
 def direction_of(text: ParallelText) -> str:

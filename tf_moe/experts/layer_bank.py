@@ -21,7 +21,8 @@ class LayerBank(keras.layers.Layer):
 
     Raises:
         ValueError: If `layers` is no list of different Keras layers, `recompute` no boolean, if one layer does not keep
-            the width, or if one draws random numbers and `recompute` asks for the same ones twice.
+            the width, or if `recompute` would lose something of one: the random numbers it draws, which it asks for
+            twice, or the gradient of an `activity_regularizer`.
 
     Call arguments:
         rows: `(S, D)`, sorted by expert; or `(E * C, D)`, C rows for each.
