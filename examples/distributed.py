@@ -55,7 +55,7 @@ def make_strategy(options) -> ExpertParallelStrategy:
 
 def make_model(options, vocabulary_size: int, total_steps: int) -> keras.Model:
     keras.utils.set_random_seed(options.seed)
-    # From random weights, which so short a run needs: the layer's default is the paper's zeros.
+    # From random weights, which tell tokens apart from the first step: the layer's default is the paper's zeros.
     gate = tf_moe.gates.get(
         "noisy_top_k", options.experts, options.k, options.seed, kernel_initializer="glorot_uniform"
     )

@@ -222,7 +222,7 @@ def main(arguments=None) -> None:
     options = parse_arguments(arguments)
     started = time.perf_counter()
     try:
-        # The paper starts the gate at zero; in a run this short it tells tokens apart sooner from random weights.
+        # From random weights, which tell tokens apart from the first step: the layer's default is the paper's zeros.
         gate = tf_moe.gates.get(
             options.gate, options.experts, options.k, options.seed, kernel_initializer="glorot_uniform"
         )

@@ -1,9 +1,10 @@
 r"""Sparsely-Gated Mixture-of-Experts for TensorFlow and Keras 3 (Shazeer et al., 2017).
 
 `tf_moe.layers.SparseMoE` is the layer. `tf_moe.models` and `tf_moe.text` have the paper's networks and what feeds them,
-`tf_moe.optimizers` what trains them, `tf_moe.analysis` what tells how experts are used, `tf_moe.distribute` what splits
-them over devices. The layer is made of `tf_moe.gates`, `tf_moe.dispatch`, `tf_moe.experts`, `tf_moe.losses` and
-`tf_moe.initializers`, which are there to be used apart too.
+`tf_moe.optimizers` what trains them, `tf_moe.analysis` what tells how experts are used, `tf_moe.conversion` what makes
+a trained dense model a mixture, or a mixture smaller, `tf_moe.distribute` what splits experts over devices and goes on
+with interrupted trainings. The layer is made of `tf_moe.gates`, `tf_moe.dispatch`, `tf_moe.experts`, `tf_moe.losses`
+and `tf_moe.initializers`, which can also be used by themselves.
 
 All examples are tested. Each runs as it stands, in an empty directory, after these lines:
 

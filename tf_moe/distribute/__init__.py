@@ -1,4 +1,4 @@
-"""Experts split over devices and machines."""
+"""Experts split over devices and machines; and trainings that go on after an interruption, on one device too."""
 
 from tf_moe.distribute.checkpoint import restore_sharded, save_sharded
 from tf_moe.distribute.cluster import Cluster, devices_per_process, find_cluster

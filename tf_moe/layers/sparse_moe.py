@@ -30,12 +30,6 @@ class SparseMoE(keras.layers.Layer):
     works on each position of its input by itself, over all leading dimensions at once: after an LSTM with
     `return_sequences=True` all time steps of the batch are one large batch for the experts.
 
-    No routing makes inference run out of memory. For T positions and no `capacity_factor` the built-in experts' buffers
-    have at most `1.7 k T + 48 E` rows, of at most `4 (4 D + 2 H)` bytes in float32, and the gate takes at most `32 E`
-    bytes for each position, also where all positions go to one expert. With the gates "strictly_balanced" and
-    "expert_choice", where a position may meet any number of experts, E stands for k. With a `capacity_factor` there are
-    as many rows as it says, whatever the routing.
-
     Masked positions take no place in any expert, count in no loss and no statistic, and come back as zeros; the mask is
     passed on. In training the layer adds its balance losses, `importance_weight * CV(importance)^2 + load_weight *
     CV(load)^2`, over all unmasked positions. It logs `importance_cv`, `load_cv`, `max_over_mean_load`,
@@ -50,15 +44,21 @@ class SparseMoE(keras.layers.Layer):
     just the experts are quantized. Such a layer is loaded by a `dtype` that is a `keras.dtype_policies.DTypePolicyMap`,
     which may also be passed.
 
+    Memory at inference is bounded, however uneven the routing. For T positions and no `capacity_factor` the built-in
+    experts' buffers have at most `1.7 k T + 48 E` rows, of at most `4 (4 D + 2 H)` bytes in float32, and the gate takes
+    at most `32 E` bytes for each position, also where all positions go to one expert. With the gates
+    "strictly_balanced" and "expert_choice", where a position may meet any number of experts, E stands for k. With a
+    `capacity_factor` there are as many rows as it says, whatever the routing.
+
     Args:
         num_experts: Number of experts; or a pair (groups, experts in each group) for two levels.
         expert_hidden: Width of the hidden layer of the built-in experts, each `activation(x W_1) W_2`. May be None with
             `expert`, where it has no meaning.
         k: Number of experts for each position, or a pair, for the two levels; None where the gate leaves no choice of
             it. Default 4.
-        gate: "noisy_top_k" (with a pair of experts, the hierarchical form of it), "strictly_balanced", another name in
-            `tf_moe.gates.GATES`, or a `tf_moe.gates.Gate` made for the same `num_experts` and `k`, which may be several
-            of one kind. Default "noisy_top_k".
+        gate: "noisy_top_k", the default (with a pair of experts, the hierarchical form of it), "strictly_balanced",
+            "bias_balanced", "sinkhorn", "expert_choice", "switch", "dense_softmax", "hash"; or a `tf_moe.gates.Gate`
+            made for the same `num_experts` and `k`, which may be several of one kind.
         importance_weight: Weight of the importance loss. Default None, what is right for the gate: its
             `balance_weight`, 0.1, the paper's, for the paper's gates, and 0 for those that need no such loss.
         load_weight: Weight of the load loss. Default None, as above.
