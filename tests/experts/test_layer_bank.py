@@ -50,6 +50,11 @@ class Subclassed(keras.Model):
         return self.drop(self.inner(inputs), training=training)
 
 
+class DoubledInTraining(OwnWeight):
+    def call(self, inputs, training=False):
+        return super().call(inputs) * (2.0 if training else 1.0)
+
+
 class InModel(keras.layers.Layer):
     """A layer with a bank inside, as SparseMoE is."""
 
@@ -215,6 +220,19 @@ class LayerBankTest(TestCase):
         for name, form in {"eager": self.gradients, "graph": tf.function(self.gradients)}.items():
             with self.subTest(name):
                 for value, want in zip(form(again, rows), expected, strict=True):
+                    self.assertAllClose(value, want, rtol=1e-3, atol=1e-3)
+
+    @parameterized.parameters(True, False)
+    def test_recompute_trains_as_the_forward_pass_did(self, training):
+        layers = [keras.Sequential([DoubledInTraining()]), DoubledInTraining(), OwnWeight(), functional()]
+        plain, again = LayerBank(layers), LayerBank(layers, recompute=True)
+        plain.build((None, 3))
+        again.build((None, 3))
+        rows = tf.constant(self.normal(12, 3))
+        expected = self.gradients(plain, rows, training=training)
+        for name, form in {"eager": self.gradients, "graph": tf.function(self.gradients)}.items():
+            with self.subTest(name):
+                for value, want in zip(form(again, rows, training=training), expected, strict=True):
                     self.assertAllClose(value, want, rtol=1e-3, atol=1e-3)
 
     def test_recompute_computes_twice(self):

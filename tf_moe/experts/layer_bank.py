@@ -16,7 +16,8 @@ class LayerBank(keras.layers.Layer):
         layers: The experts, all different objects. Each sees a batch `(n, D)` of the tokens sent to it, n being 0 at
             times, and treats each row by itself (no batch normalisation: it would be computed over a few tokens, or
             over none).
-        recompute: Whether their activations are computed again in the backward pass instead of kept. Default False.
+        recompute: Whether their activations are computed again in the backward pass instead of kept. Default False. A
+            layer that changes a state of its own in training changes it twice.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
@@ -29,6 +30,7 @@ class LayerBank(keras.layers.Layer):
         counts: Int32 `(E,)`, rows of each expert.
         capacity: C, or None where rows are sorted without gaps.
         block: Always None.
+        training: What the experts are told that take such an argument. Default False.
 
     Example:
 
@@ -80,7 +82,12 @@ class LayerBank(keras.layers.Layer):
                 )
 
     def call(
-        self, rows: tf.Tensor, counts: tf.Tensor, capacity: int | tf.Tensor | None = None, block=None
+        self,
+        rows: tf.Tensor,
+        counts: tf.Tensor,
+        capacity: int | tf.Tensor | None = None,
+        block=None,
+        training: bool = False,
     ) -> tf.Tensor:
         if isinstance(counts, Groups):
             raise ValueError(
@@ -102,15 +109,20 @@ class LayerBank(keras.layers.Layer):
             *pieces, rest = tf.split(rows, sizes, num=len(self.layers) + 1)
             unused = [tf.zeros_like(rest)]
         outputs = [
-            tf.cast(self._expert(layer, piece), rows.dtype) for layer, piece in zip(self.layers, pieces, strict=True)
+            tf.cast(self._expert(layer, piece, training), rows.dtype)
+            for layer, piece in zip(self.layers, pieces, strict=True)
         ]
         return tf.concat(outputs + unused, axis=0)
 
-    def _expert(self, layer, rows):
-        expert = keras.remat(layer) if self.recompute else layer
+    def _expert(self, layer, rows, training):
+        def expert(rows):
+            # Told, since the backward pass that computes it again is in no call to ask. Keras leaves it out where a
+            # layer has no such argument.
+            return layer(rows, training=training)
+
         if rows.shape[0] == 0:  # known eagerly only, where some of Keras's operations cannot take it
             return expert(tf.zeros([1, *rows.shape[1:]], rows.dtype))[:0]
-        return expert(rows)
+        return keras.remat(expert)(rows) if self.recompute else expert(rows)
 
     def compute_output_shape(self, input_shape):
         return input_shape
