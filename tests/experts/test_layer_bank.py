@@ -114,6 +114,20 @@ class LayerBankTest(TestCase):
         self.assertAllEqual(bank(tf.zeros([0, 3]), counts), np.zeros((0, 3)))
         self.assertAllEqual(bank(tf.ones([5, 3]), counts), np.zeros((5, 3)))
 
+    def test_an_expert_without_rows_adds_no_loss(self):
+        layers = [keras.layers.Dense(3, bias_initializer="ones", activity_regularizer="l2"), keras.layers.Dense(3)]
+        bank = LayerBank(layers)
+        bank.build((None, 3))
+
+        def losses(counts):
+            bank(tf.ones([2, 3]), counts)
+            return bank.losses
+
+        for counts, some in (([0, 2], False), ([1, 1], True)):
+            eager, graph = sum(losses(tf.constant(counts))), sum(tf.function(losses)(tf.constant(counts)))
+            self.assertEqual(eager, graph)
+            self.assertEqual(float(eager) > 0, some)
+
     def test_no_rows_for_an_expert_that_adds_its_input(self):
         # Keras 3.15's eager `add` takes a second argument of no rows for a bias and fails.
         bank, rows = LayerBank([functional(), functional()]), tf.constant(self.normal(2, 3))

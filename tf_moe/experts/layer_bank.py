@@ -121,7 +121,8 @@ class LayerBank(keras.layers.Layer):
             return layer(rows, training=training)
 
         if rows.shape[0] == 0:  # known eagerly only, where some of Keras's operations cannot take it
-            return expert(tf.zeros([1, *rows.shape[1:]], rows.dtype))[:0]
+            with keras.StatelessScope():  # the row is not there: no loss of its output, and no change of a state
+                return expert(tf.zeros([1, *rows.shape[1:]], rows.dtype))[:0]
         return keras.remat(expert)(rows) if self.recompute else expert(rows)
 
     def compute_output_shape(self, input_shape):
