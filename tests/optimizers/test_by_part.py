@@ -62,6 +62,29 @@ class OptimizerForTest(TestCase):
             optimizer.build(model.trainable_variables)
         self.assertTrue(optimizer.experts.built)
 
+    def test_scales_the_loss_by_the_factor_of_both(self):
+        scaled = [FactoredAdam(0.01, loss_scale_factor=8.0), keras.optimizers.SGD(0.1, loss_scale_factor=8.0)]
+        model, plain = make_model(), make_model()
+        plain.set_weights(model.get_weights())
+        model.compile(optimizer_for(*scaled), "mse")
+        config = keras.saving.serialize_keras_object(model.optimizer)
+        for optimizer in (model.optimizer, keras.saving.deserialize_keras_object(config)):
+            self.assertEqual(optimizer.scale_loss(1.0), 8.0)
+            self.assertEqual([part.loss_scale_factor for part in (optimizer.experts, optimizer.others)], [8.0, 8.0])
+        x, y = self.data()
+        for each in (model, plain):
+            each.layers[1].gate.seed_generator.state.assign([1, 0])
+            each.train_on_batch(x, y)
+        for ours, expected in zip(model.weights, plain.weights, strict=True):
+            self.assertAllClose(ours, expected, rtol=1e-4, atol=1e-5)
+
+    def test_parts_that_scale_the_loss_differently(self):
+        for factors in ((8.0, 2.0), (8.0, None), (None, 2.0)):
+            experts, others = (keras.optimizers.SGD(loss_scale_factor=factor) for factor in factors)
+            with self.assertRaisesRegex(ValueError, f"Received: {factors[0]} for the experts, {factors[1]} for"):
+                optimizer_for(experts, others)
+            self.assertEqual((experts.loss_scale_factor, others.loss_scale_factor), factors)
+
     def test_is_saved(self):
         model, path = make_model(), pathlib.Path(self.get_temp_dir(), "model.keras")
         x, y = self.data()

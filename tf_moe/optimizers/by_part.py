@@ -41,7 +41,8 @@ def optimizer_for(experts: keras.optimizers.Optimizer, others: keras.optimizers.
     """One optimizer of two: for the experts of all `SparseMoE` layers, and for all other weights.
 
     The paper's largest models keep less for the experts, which have nearly all weights, than for the rest. What the two
-    do, they do each for their part: learning rates, clipping by global norm, decay, averages.
+    do, they do each for their part: learning rates, clipping by global norm, decay, averages. Only the loss is one for
+    both, and so is a `loss_scale_factor`.
 
     Args:
         experts: The optimizer of the experts' weights, those with a layer named "experts" in their path. Keras layers
@@ -54,7 +55,8 @@ def optimizer_for(experts: keras.optimizers.Optimizer, others: keras.optimizers.
 
     Raises:
         TypeError: If `others` is no optimizer.
-        ValueError: If `experts` is no optimizer, or the same one as `others`.
+        ValueError: If `experts` is no optimizer, or the same one as `others`, or if they differ in their
+            `loss_scale_factor`.
 
     Example:
 
@@ -73,4 +75,10 @@ def optimizer_for(experts: keras.optimizers.Optimizer, others: keras.optimizers.
         raise ValueError(
             f"experts and others must be two optimizers, each with its own state. Received: {experts!r} for both."
         )
-    return OptimizerOfParts(optimizers)
+    if experts.loss_scale_factor != others.loss_scale_factor:
+        raise ValueError(
+            "experts and others must have the same loss_scale_factor, since both get gradients of one loss. Received: "
+            f"{experts.loss_scale_factor} for the experts, {others.loss_scale_factor} for the others."
+        )
+    # Keras takes that of the whole for both, whatever they had.
+    return OptimizerOfParts(optimizers, loss_scale_factor=experts.loss_scale_factor)
