@@ -20,7 +20,7 @@ def add_at(values: tf.Tensor, index: tf.Tensor, size: int) -> tf.Tensor:
     """Zeros `(T, size)` with `values` `(T, K)` added at `index` `(T, K)`."""
     if current_shards():
         return choice.add_at(values, index, size)
-    rows = tf.shape(index)[0]
-    cell = tf.expand_dims(tf.range(rows), -1) * size + index
+    rows = tf.shape(index, tf.int64)[0]  # there may be more cells than int32 can number
+    cell = tf.expand_dims(tf.range(rows), -1) * size + tf.cast(index, tf.int64)
     flat = tf.math.unsorted_segment_sum(tf.reshape(values, [-1]), tf.reshape(cell, [-1]), rows * size)
     return tf.reshape(flat, [rows, size])
