@@ -55,19 +55,17 @@ def export(model_path: Path, vocabulary_path: Path, directory: Path) -> None:
             ids = prompts[:, t]
             new, state = decoder.step(ids, state)
             logits = tf.where(tf.expand_dims(ids != vocabulary.PAD, 1), new, logits)
-        chosen = tf.TensorArray(tf.int32, length, element_shape=[None])
-        ended = tf.zeros([rows], tf.bool)
+        text, ended = lines, tf.zeros([rows], tf.bool)
         for t in tf.range(length):
             logits += tf.reduce_sum(never, axis=0)
             drawn = tf.random.stateless_categorical(logits / tf.maximum(temperature, 1e-3), 1, seed + [t, 0], tf.int32)
             ids = tf.where(temperature > 0, drawn[:, 0], tf.argmax(logits, axis=1, output_type=tf.int32))
             ended = tf.logical_or(ended, ids == end)
             ids = tf.where(ended, vocabulary.PAD, ids)
-            chosen = chosen.write(t, ids)
+            word = tf.where(ids == vocabulary.PAD, "", tf.strings.join([" ", tf.gather(names, ids)]))
+            text = tf.strings.join([text, word])
             logits, state = decoder.step(ids, state)
-        ids = tf.transpose(chosen.stack())
-        words = tf.where(ids == vocabulary.PAD, "", tf.strings.join([" ", tf.gather(names, ids)]))
-        return tf.strings.join([lines, tf.strings.reduce_join(words, axis=1)])
+        return text
 
     lines, length = tf.TensorSpec([None], tf.string, "lines"), tf.TensorSpec([], tf.int32, "length")
     temperature, seed = tf.TensorSpec([], tf.float32, "temperature"), tf.TensorSpec([2], tf.int32, "seed")
@@ -132,6 +130,13 @@ def show_translations(served, options) -> None:
     print_times(seconds, len(options.text), "lines")
 
 
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
 USES = {
     "score": (show_scores, "how likely lines are"),
     "continue": (show_continuations, "lines and what may follow"),
@@ -151,7 +156,7 @@ def main(arguments=None) -> None:
         command = commands.add_parser(name, help=help_)
         command.add_argument("directory", type=Path)
         command.add_argument("--text", nargs="+", required=True, metavar="LINE")
-        command.add_argument("--repeat", type=int, default=1, help="calls to be timed (default: %(default)s)")
+        command.add_argument("--repeat", type=positive, default=1, help="calls to be timed (default: %(default)s)")
         readers[name] = command
     readers["translate"].add_argument("--to", default="", metavar="LANGUAGE", help="where the model has several")
     command = readers["continue"]

@@ -109,8 +109,7 @@ def show_examples(outcomes: dict[str, list[Outcome]]) -> str:
     count, width = 1 if len(of_model) > 1 else 3, max(map(len, ["reference", *outcomes]))
     lines = []
     for n, outcome in enumerate(of_model):
-        for example in range(count):
-            source, _, reference = outcome.examples[example]
+        for example, (source, _, reference) in enumerate(outcome.examples[:count]):
             lines += [outcome.direction, f"  {'source':<{width}}  {source}", f"  {'reference':<{width}}  {reference}"]
             lines += [f"  {name:<{width}}  {of_name[n].examples[example][1]}" for name, of_name in outcomes.items()]
     return "\n".join(lines) + "\n"

@@ -14,7 +14,7 @@ from tf_moe.distribute import Resume
 from tf_moe.models import Perplexity, SmoothedCrossentropy, TranslationNetwork, Translator
 
 # Options that may change when a training goes on.
-FREE = ("models", "save_every", "beam", "output", "data", "pair_steps")
+FREE = ("models", "save_every", "beam", "output", "data", "pair_steps", "test")
 
 
 def network_of(options: argparse.Namespace) -> TranslationNetwork:
@@ -58,6 +58,8 @@ def train(model: Translator, data: Data, options: argparse.Namespace, steps: int
         shuffle=False,  # the data come shuffled
         verbose=0,
     )
+    if best.value == float("inf"):
+        raise ValueError("The validation perplexity was never a finite number. Pass a lower --rate.")
     model.load_weights(best.weights)
     return best.value
 

@@ -161,6 +161,13 @@ class BeamSearchTest(TestCase):
         )  # fmt: skip
         self.assertAllEqual(ids, [[2, 0, 0, 0, 0]])
 
+    def test_coverage_without_weights(self):
+        with self.assertRaisesRegex(ValueError, "weights from `step`.*coverage_penalty=0.1"):
+            beam_search(
+                lambda ids, state: (tf.zeros([1, 2, 3]), None, state),
+                (), 1, beam_size=2, coverage_penalty=0.1, source_mask=[[True]],
+            )  # fmt: skip
+
     @parameterized.parameters(
         ({"beam_size": 0}, "beam_size=0"),
         ({"max_length": 2.5}, "max_length=2.5"),

@@ -5,8 +5,8 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from tests.base import TestCase
-from tf_moe.layers import SparseMoE
-from tf_moe.models import Decoder, dense_twin, language_model
+from tf_moe.layers import LSTM, SampledSoftmax, SparseMoE
+from tf_moe.models import PAPER, Decoder, dense_twin, language_model, residual_language_model
 
 
 class DecoderTest(TestCase):
@@ -86,16 +86,33 @@ class DecoderTest(TestCase):
         self.assertDTypeEqual(state[0][0], tf.bfloat16.as_numpy_dtype)
         self.assertAllClose(logits, model(tf.constant([[3], [4]]))[:, 0], rtol=0.05, atol=0.05)
 
+    def test_networks_of_other_depths(self):
+        """One LSTM, many, with a projection, and a softmax that is trained on a sample: their chain is what counts."""
+        networks = [PAPER["4xLSTM-512"].scaled(8), PAPER["LSTM-2048-512"].scaled(8)]
+        models = [network.build(20) for network in networks]
+        models.append(residual_language_model(20, [LSTM(8, return_sequences=True)], 8, softmax=SampledSoftmax(20)))
+        ids = self.rng.integers(1, 20, (3, 4)).astype("int32")
+        for model in models:
+            decoder = Decoder(model)
+            state = decoder.initial_state(3)
+            for t in range(4):
+                logits, state = decoder.step(tf.constant(ids[:, t]), state)
+            self.assertAllClose(logits, model(ids)[:, -1], rtol=1e-4, atol=1e-5)
+
     def test_another_model(self):
         model = keras.Sequential([keras.Input((None,)), keras.layers.Embedding(4, 4), keras.layers.Dense(4)])
         with self.assertRaisesRegex(ValueError, "language_model.*Received: a model of .*embedding"):
             Decoder(model)
+        moe = SparseMoE(4, 16, k=2, name="moe")
+        with self.assertRaisesRegex(ValueError, "each used once.*'moe'"):
+            Decoder(language_model(5, [moe, moe], width=4))
 
     @parameterized.parameters(
         lambda: keras.layers.GRU(4, return_sequences=True),
         lambda: keras.layers.LSTM(4, return_sequences=True, go_backwards=True),
         lambda: keras.layers.Conv1D(4, 3, padding="causal"),
         lambda: keras.Sequential([keras.layers.Dense(4), keras.layers.LSTM(4, return_sequences=True)]),
+        lambda: SparseMoE(4, 16, k=2, gate="expert_choice"),
     )
     def test_layers_that_need_other_steps(self, make):
         with warnings.catch_warnings():

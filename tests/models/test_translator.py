@@ -2,6 +2,7 @@
 
 import inspect
 import pathlib
+import warnings
 
 import keras
 import numpy as np
@@ -114,6 +115,16 @@ class TranslatorTest(TestCase):
             words.append(1 + int(tf.argmax(logits[0, -1, 1:])))
         self.assertAllEqual(ids[0, : len(words) - 1], words[1:])
 
+    def test_sources_of_any_form(self):
+        """What word pieces are, ragged, and sources without anything."""
+        model, (source, _) = self.model(), self.texts()
+        expected, _ = model.translate(source, beam_size=2, max_length=4)
+        ragged = tf.RaggedTensor.from_tensor(source, padding=0)
+        self.assertAllEqual(model.translate(ragged, beam_size=2, max_length=4)[0], expected)
+        ids, scores = model.translate(source[:2, :0], beam_size=2, max_length=4)
+        self.assertEqual(ids.shape, (2, 4))
+        self.assertTrue(np.all(np.isfinite(scores)))
+
     def test_learns_to_translate(self):
         """A word for a word, by Keras's own fit: with smoothing, padding, masked metrics, and saved in between."""
         source = np.concatenate([self.rng.integers(4, V, (96, 3)), np.zeros((96, 1))], 1).astype("int32")
@@ -134,21 +145,40 @@ class TranslatorTest(TestCase):
         ids, _ = model.translate(source[:20], beam_size=2, max_length=6)
         self.assertGreater(np.mean(np.all(ids[:, :5] == y[:20], axis=1)), 0.6)
 
-    def test_what_is_quantized_translates_with_the_new_weights(self):
-        model, (source, _) = self.model(), self.texts()
+    @parameterized.named_parameters(
+        ("experts", {}, {"filters": "experts"}, 4),
+        ("all_layers", {"dtype": "mixed_bfloat16"}, {}, 6),
+        ("dense", {"num_experts": None}, {}, 6),
+    )
+    def test_quantized(self, arguments, options, scales):
+        """It translates with the new weights, and is loaded as it was saved, whatever layers there were before."""
+        model, (source, _) = self.model(gate="noisy_top_k", **arguments), self.texts()
         model.translate(source, beam_size=2, max_length=5)
-        model.quantize("int8", filters="experts")
-        scales = [weight for weight in model.weights if weight.name.endswith("kernel_scale")]
-        self.assertLen(scales, 4)
-        for scale in scales:
-            scale.assign(self.normal(*scale.shape))
-        fresh = Translator.from_config(model.get_config())
-        fresh.quantize("int8", filters="experts")
-        fresh.set_weights(model.get_weights())
-        ids, scores = model.translate(source, beam_size=2, max_length=5)
-        expected_ids, expected_scores = fresh.translate(source, beam_size=2, max_length=5)
-        self.assertAllEqual(ids, expected_ids)
-        self.assertAllClose(scores, expected_scores)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*does not have a `quantize` method")
+            model.quantize("int8", **options)
+        found = [weight for weight in model.weights if weight.name.endswith("_scale")]
+        self.assertLen(found, scales)
+        for scale in found:
+            scale.assign(0.01 * self.rng.random(scale.shape) + 0.01)
+        file = pathlib.Path(self.get_temp_dir()) / "model.keras"
+        model.save(file)
+        again = keras.models.load_model(file)
+        self.assertEqual(again.get_config(), model.get_config())
+        for ours, want in zip(*(m.translate(source, beam_size=2, max_length=5) for m in (again, model)), strict=True):
+            self.assertAllEqual(ours, want)
+        self.assertEqual(again.softmax.compute_dtype, "float32")
+
+    def test_frozen_parts_stay_so(self):
+        model = self.model(gate="noisy_top_k")
+        model.embedding.trainable = model.decoder_moe.gate.trainable = model.decoder_first.attention.trainable = False
+        file = pathlib.Path(self.get_temp_dir()) / "model.keras"
+        model.save(file)
+        again = keras.models.load_model(file)
+        paths = [weight.path for weight in model.trainable_weights]
+        self.assertNotIn("translator/embedding/embeddings", paths)
+        self.assertEqual([weight.path for weight in again.trainable_weights], paths)
+        self.assertEqual(again.get_config(), model.get_config())
 
     def test_files(self):
         """The `.keras` file and the export answer as the model does, the search among what is exported."""
@@ -215,6 +245,8 @@ class TranslatorTest(TestCase):
         ({"moe": {"expert": lambda: None}}, "have the built-in experts.*'expert'"),
         ({"moe": {"k": 2, "seed": 1}}, "Pass k to Translator itself. Received: moe={'k': 2, 'seed': 1}"),
         ({"start": 0}, "start=0"),
+        ({"start": V}, f"under vocabulary_size={V}. Received: start={V}"),
+        ({"end": V}, f"end={V}"),
         ({"moe": 3}, "moe=3"),
     )
     def test_bad_arguments(self, arguments, pattern):
@@ -241,5 +273,7 @@ class TranslatorTest(TestCase):
             model((source, target[:, 0]))
         with self.assertRaisesRegex(ValueError, "source_ids must be integers.*float32"):
             model.translate(source.astype("float32"))
+        with self.assertRaisesRegex(ValueError, "target_ids must be integers.*float32"):
+            model((source, target.astype("float32")))
         with self.assertRaisesRegex(ValueError, "beam_size=0"):
             model.translate(source, beam_size=0)

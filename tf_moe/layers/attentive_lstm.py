@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.layers.attention import Attention, masked_softmax
+from tf_moe.layers.frozen import freeze, frozen_config
 from tf_moe.layers.lstm_cell import LSTMCell
 from tf_moe.recurrence.buffers import buffers_for
 from tf_moe.recurrence.gates import gates_for
@@ -95,6 +96,7 @@ class AttentiveLSTM(keras.layers.Layer):
         self.attention = Attention(width, score, name="attention", dtype=self.dtype_policy)
         self.units, self.projection = self.cell.units, self.cell.projection
         self.attention_units, self.score = attention_units, self.attention.score
+        self._frozen = ()  # names of parts that a config says are not trainable
         self.supports_masking = True
 
     def build(self, inputs_shape, source_shape):
@@ -103,8 +105,10 @@ class AttentiveLSTM(keras.layers.Layer):
         self.source_width = source_shape[-1]
         self.attention.build((None, None, self.cell.output_size), source_shape)
         self.cell.build((None, inputs_shape[-1] + self.source_width))
-        if not self.trainable:  # of a config: Keras tells parts when it changes
-            self.cell.trainable = self.attention.trainable = False
+        freeze(self, self._parts(), self._frozen)
+
+    def _parts(self) -> dict[str, keras.layers.Layer]:
+        return {"cell": self.cell, "attention": self.attention}
 
     def call(self, inputs, source, inputs_mask=None, source_mask=None):
         cell, attention = self.cell, self.attention
@@ -182,7 +186,7 @@ class AttentiveLSTM(keras.layers.Layer):
         queries = tf.reshape(h, [tf.shape(keys)[0], -1, h.shape[-1]])
         context, weights = self.attention.attend(queries, keys, source, source_mask)
         context = tf.reshape(context, tf.shape(state.context))
-        return AttentiveState(h, c, context), tf.reshape(weights, [-1, tf.shape(weights)[-1]])
+        return AttentiveState(h, c, context), tf.reshape(weights, tf.stack([tf.shape(h)[0], tf.shape(weights)[-1]]))
 
     def compute_mask(self, inputs, mask=None):
         return mask, mask
@@ -198,7 +202,16 @@ class AttentiveLSTM(keras.layers.Layer):
             "projection": self.projection,
             "attention_units": self.attention_units,
             "score": self.score,
+            **frozen_config(self, self._parts()),
         }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        frozen = tuple(config.pop("frozen", ()))
+        layer = cls(**config)
+        layer._frozen = frozen
+        return layer
 
 
 def _rows_of_zeros(like, sizes):

@@ -16,6 +16,7 @@ from tf_moe.experts.shared import shared_expert
 from tf_moe.gates.ids import attached_mask, check_ids, spread_ids
 from tf_moe.gates.routing import Routing, dense_gates
 from tf_moe.layers.balance import balance_metrics, measure_balance
+from tf_moe.layers.frozen import freeze, frozen_config
 from tf_moe.layers.recording import record
 from tf_moe.losses import cv_squared
 from tf_moe.mesh.shards import computed_where, current_shards
@@ -264,10 +265,7 @@ class SparseMoE(keras.layers.Layer):
                 dtype=self.dtype_policy,
             )
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: width})
-        # A config may say so: Keras tells parts when `trainable` changes, not when they are made.
-        for name, part in self._parts().items():
-            if not self.trainable or name in self._frozen:
-                part.trainable = False
+        freeze(self, self._parts(), self._frozen)
 
     def _parts(self) -> dict[str, keras.layers.Layer]:
         parts = {"gate": self.gate, "experts": self.experts, "shared_expert": self.shared_expert}
@@ -380,7 +378,6 @@ class SparseMoE(keras.layers.Layer):
         expert = self.expert and [_serialized(e) for e in self.experts.layers]
         if expert and not isinstance(self.expert, (list, tuple)):
             expert = {"made": expert}  # by a function, see from_config
-        frozen = [name for name, part in self._parts().items() if not part.trainable] if self.trainable else []
         return {
             **super().get_config(),
             "dtype": keras.dtype_policies.serialize(self._policy_with_parts()),
@@ -403,7 +400,7 @@ class SparseMoE(keras.layers.Layer):
             "drop_by": self.drop_by,
             "expert_dropout": self.expert_dropout,
             "shared_expert_hidden": self.shared_expert_hidden,
-            **({"frozen": frozen} if frozen else {}),
+            **frozen_config(self, self._parts()),
         }
 
     def _policy_with_parts(self) -> keras.dtype_policies.DTypePolicy:

@@ -15,7 +15,7 @@ BeamStep = Callable[[tf.Tensor, State], tuple[tf.Tensor, tf.Tensor | None, State
 
 
 class _Beams(NamedTuple):
-    """K hypotheses for each of B sentences; those that have ended come first, the earliest before the others.
+    """K hypotheses for each of B sentences; those that had ended before the last step come first.
 
     Attributes:
         ids: Int32 (B, K, L).
@@ -76,11 +76,11 @@ def beam_search(
         source_mask: Bool `(B, S)`, which source positions ask for coverage; None, the default, without that penalty.
 
     Returns:
-        Ids, int32 `(B, max_length)`: the sequence with its end, then zeros; id 0, padding, is never chosen. And scores,
-        float32 `(B,)`.
+        Ids, int32 `(B, max_length)`: the sequence with its end, unless it was cut at `max_length`, then zeros; id 0,
+        padding, is never chosen. And scores, float32 `(B,)`.
 
     Raises:
-        ValueError: If an argument is out of range, or there is a coverage penalty and no `source_mask`.
+        ValueError: If an argument is out of range, or there is a coverage penalty and no `source_mask`, or no weights.
 
     Example:
 
@@ -143,6 +143,11 @@ def beam_search(
 
         coverage = beams.coverage
         if covers:
+            if weights is None:
+                raise ValueError(
+                    "A coverage penalty needs the attention's weights from `step`, which returned None for them. "
+                    f"Received: coverage_penalty={coverage_penalty}."
+                )
             coverage += tf.cast(weights, tf.float32)
         had_ended, coverage = tf.equal(value, float("inf")), follow(coverage)
         log_prob = tf.where(had_ended, follow(beams.log_prob), value)

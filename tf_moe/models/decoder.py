@@ -3,9 +3,9 @@
 import keras
 import tensorflow as tf
 
+from tf_moe.gates import ExpertChoice
 from tf_moe.layers import AttentiveLSTM, SparseMoE
 
-_WITHOUT_WEIGHTS = (keras.layers.InputLayer, keras.layers.Dropout, keras.layers.Add)
 # What sees other steps than its own.
 _NOT_STEPWISE = (
     keras.layers.RNN, keras.layers.Bidirectional, keras.layers.Conv1D, keras.layers.SeparableConv1D,
@@ -23,11 +23,13 @@ class Decoder:
     weights are the model's own.
 
     Args:
-        model: What `language_model` returned, or what was loaded from such a model's file.
+        model: What `language_model`, `residual_language_model` or a `PaperNetwork` built, or what was loaded from such
+            a model's file.
 
     Raises:
         ValueError: If the model is another, or has a layer that needs other steps than its own: an LSTM that is
-            stateful or goes backwards, another recurrent layer, a convolution, an attention.
+            stateful or goes backwards, another recurrent layer, a convolution, an attention, a mixture whose experts
+            choose among all steps.
 
     Example:
 
@@ -38,24 +40,17 @@ class Decoder:
     """
 
     def __init__(self, model: keras.Model):
-        layers = [layer for layer in model.layers if not isinstance(layer, _WITHOUT_WEIGHTS)]
-        names = [layer.name for layer in layers]
-        if names[:2] != ["embedding", "lstm_1"] or names[-2:] != ["lstm_2", "softmax"]:
-            raise ValueError(
-                "Decoder needs a model made by tf_moe.models.language_model: embedding, lstm_1, what is between, "
-                f"lstm_2, softmax. Received: a model of {names}."
-            )
-        for layer in layers:
+        self._embedding, *self._layers, self._softmax = _chain(model)
+        for layer in self._layers:
             if isinstance(layer, keras.layers.LSTM):
                 fault = layer.go_backwards or layer.stateful
             else:
-                fault = any(isinstance(part, _NOT_STEPWISE) for part in layer._flatten_layers())
+                fault = any(_sees_other_steps(part) for part in layer._flatten_layers())
             if fault:
                 raise ValueError(
                     "Decoder goes on step by step, with LSTMs that go forwards and layers that see one step at a time. "
                     f"Received: {layer.name!r}, a {type(layer).__name__}, in the model {model.name!r}."
                 )
-        self._embedding, *self._layers, self._softmax = layers
 
     def initial_state(self, batch_size: int | tf.Tensor) -> State:
         """The state before the first step: for each LSTM its h `(B, P)` and its cell state `(B, units)`, zeros."""
@@ -65,7 +60,7 @@ class Decoder:
         )
 
     def step(self, ids: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
-        """The next token's logits, as the model has them there.
+        """The next token's logits, as the model has them there, unless a `capacity_factor` drops some.
 
         Args:
             ids: Int `(B,)`. Where it is 0, padding, the state stays as it was, so that texts of a batch may end apart.
@@ -87,3 +82,26 @@ class Decoder:
                 y = tf.squeeze(layer(tf.expand_dims(x, 1), **options), 1)
             x += y
         return self._softmax(x), tuple(following)
+
+
+def _chain(model: keras.Model) -> list[keras.layers.Layer]:
+    """The embedding, each layer that is added to its own input, and the softmax, in their order.
+
+    Raises:
+        ValueError: If the model is not made of these and their dropout alone, each once.
+    """
+    layers = model.layers
+    start = (keras.layers.InputLayer, keras.layers.Embedding, keras.layers.Dropout)
+    count = (len(layers) - len(start) - 1) // 3
+    kinds = (*start, *(object, keras.layers.Dropout, keras.layers.Add) * count, object)
+    if count < 1 or len(layers) != len(kinds) or not all(map(isinstance, layers, kinds)):
+        raise ValueError(
+            "Decoder needs a model made by tf_moe.models.language_model: an embedding, layers that are each used once, "
+            "with dropout, and added to their input, and a softmax. Received: a model of "
+            f"{[layer.name for layer in layers]}."
+        )
+    return [layers[1], *layers[3:-1:3], layers[-1]]
+
+
+def _sees_other_steps(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, _NOT_STEPWISE) or (isinstance(layer, SparseMoE) and isinstance(layer.gate, ExpertChoice))

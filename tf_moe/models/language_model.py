@@ -5,6 +5,7 @@ import keras
 from tf_moe import checks
 from tf_moe.gates.cost import multiply_adds
 from tf_moe.layers import LSTM, SparseMoE
+from tf_moe.models.dense import dense_feed_forward
 
 
 def language_model(
@@ -149,8 +150,4 @@ def dense_twin(moe: SparseMoE, width: int, name: str = "dense") -> keras.Sequent
     gate.build((None, width))
     for_gate = -(-multiply_adds(gate) // (2 * width))
     units = moe.total_k * moe.expert_hidden + (moe.shared_expert_hidden or 0) + for_gate
-    hidden = keras.layers.Dense(units, activation=moe.activation, use_bias=False)
-    output = keras.layers.Dense(width, activation=moe.output_activation, use_bias=False)
-    twin = keras.Sequential([hidden, output], name=name)
-    twin.supports_masking = True  # its layers do, but a Sequential says no of itself
-    return twin
+    return dense_feed_forward([units], width, moe.activation, moe.output_activation, name)

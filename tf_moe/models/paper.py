@@ -7,6 +7,7 @@ import keras
 
 from tf_moe import checks
 from tf_moe.layers import LSTM, SparseMoE
+from tf_moe.models.dense import dense_feed_forward
 from tf_moe.models.language_model import residual_language_model
 
 
@@ -137,10 +138,7 @@ class PaperNetwork:
             return [SparseMoE(self.num_experts, hidden, k=self.k, **arguments)]
         if not self.expert_hidden:
             return []
-        hidden = [keras.layers.Dense(n, activation="relu", use_bias=False) for n in self.expert_hidden]
-        expert = keras.Sequential([*hidden, keras.layers.Dense(self.width, "sigmoid", use_bias=False)], name="expert")
-        expert.supports_masking = True  # its layers do, but a Sequential says no of itself
-        return [expert]
+        return [dense_feed_forward(self.expert_hidden, self.width, output_activation="sigmoid", name="expert")]
 
     def build(self, vocabulary_size: int, softmax: keras.layers.Layer | None = None, **arguments) -> keras.Model:
         """A new model from ids `(batch, time)` to logits `(batch, time, vocabulary_size)`; id 0 is padding.

@@ -6,10 +6,13 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
+from tf_moe.experts.policies import policy_with_parts
 from tf_moe.gates import GATES
 from tf_moe.layers import LSTM, AttentiveLSTM, AttentiveState, SparseMoE
 from tf_moe.layers.attention import SCORES
+from tf_moe.layers.frozen import freeze, frozen_config
 from tf_moe.models.beam_search import beam_search
+from tf_moe.models.dense import dense_feed_forward
 from tf_moe.recurrence.buffers import buffers_for
 
 _ARGUMENTS = (
@@ -145,12 +148,13 @@ class Translator(keras.Model):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.autocast = False  # which would make integers of ids that are none
         self.vocabulary_size = checks.integer("vocabulary_size", vocabulary_size)
         self.width = checks.integer("width", width)
         lstm_units = checks.integer("lstm_units", lstm_units)
         encoder_layers = checks.integer("encoder_layers", encoder_layers, least=2)
         decoder_layers = checks.integer("decoder_layers", decoder_layers, least=2)
-        self.start, self.end = checks.integer("start", start), checks.integer("end", end)
+        self.start, self.end = self._checked_id("start", start), self._checked_id("end", end)
         checks.number("dropout", dropout, "a number from 0 to 1", lambda x: 0 <= x <= 1)
         if moe is not None and not isinstance(moe, dict):
             raise ValueError(f"moe must be a dict of arguments of SparseMoE, or None. Received: moe={moe!r}.")
@@ -176,6 +180,8 @@ class Translator(keras.Model):
         importance_weight = _default_balance_weight(gate) if importance_weight is None else importance_weight
         load_weight = _default_balance_weight(gate) if load_weight is None else load_weight
         self.lstm_units, self.encoder_layers, self.decoder_layers = lstm_units, encoder_layers, decoder_layers
+        # Pairs are lists in a config that was a file.
+        num_experts, k = (tuple(x) if isinstance(x, list) else x for x in (num_experts, k))
         self.num_experts, self.expert_hidden, self.k, self.gate = num_experts, expert_hidden, k, gate
         self.importance_weight, self.load_weight = importance_weight, load_weight
         self.dropout, self.attention = dropout, attention
@@ -190,7 +196,7 @@ class Translator(keras.Model):
 
         def mixture(name):
             if num_experts is None:
-                return _dense(self.width, expert_hidden, output_activation, name, policy)
+                return dense_feed_forward([expert_hidden], self.width, "relu", output_activation, name, policy)
             return SparseMoE(
                 num_experts,
                 expert_hidden,
@@ -216,14 +222,23 @@ class Translator(keras.Model):
         self.decoder_moe = mixture("decoder_moe")
         self.decoder_upper = [lstm(f"decoder_lstm_{n}") for n in range(2, decoder_layers + 1)]
         # Logits in float32 under any dtype policy: a softmax over a vocabulary does not do with bfloat16.
-        self.softmax = keras.layers.Dense(self.vocabulary_size, dtype="float32", name="softmax")
+        full = "float32"
+        if isinstance(policy, keras.dtype_policies.DTypePolicyMap):  # what was quantized, see get_config
+            full = keras.dtype_policies.DTypePolicyMap(full, dict(policy))
+        self.softmax = keras.layers.Dense(self.vocabulary_size, dtype=full, name="softmax")
         self.supports_masking = True
         self._forget_searches()
         # Everything is known already; and shapes that are open here are open in what is exported.
         self.build(((None, None), (None, None)))
-        if not self.trainable:  # of a config: Keras tells parts when it changes
-            for layer in self.layers:
-                layer.trainable = False
+        freeze(self, self._parts())
+
+    def _checked_id(self, name: str, value: int) -> int:
+        value = checks.integer(name, value)
+        if value >= self.vocabulary_size:
+            raise ValueError(
+                f"{name} must be an id, under vocabulary_size={self.vocabulary_size}. Received: {name}={value}."
+            )
+        return value
 
     def build(self, input_shape):
         x = (None, None, self.width)
@@ -233,6 +248,11 @@ class Translator(keras.Model):
         self.decoder_first.build(x, x)
         for layer in self.decoder_upper:
             layer.build((None, None, 2 * self.width))
+
+    def _parts(self) -> dict[str, keras.layers.Layer]:
+        """All layers inside that have weights, by their paths there."""
+        parts = (part for part in self._flatten_layers(include_self=False) if part.weights)
+        return {part.path.removeprefix(f"{self.path}/"): part for part in parts}
 
     @property
     def input_dtype(self):
@@ -315,14 +335,15 @@ class Translator(keras.Model):
         capacity, which all share. Not for a model on a mesh: give its weights to one on a single device.
 
         Args:
-            source_ids: Int `(B, S)`, zeros for padding.
+            source_ids: Int `(B, S)`, zeros for padding; or a ragged tensor, as `tf_moe.text.Pieces.encode` returns.
             beam_size: Number of hypotheses for each source. Default 4.
             max_length: Largest number of ids of a translation, the end included. Default 128.
             length_penalty: See `tf_moe.models.beam_search`. Default 0.6.
             coverage_penalty: The same. Default 0.2.
 
         Returns:
-            Ids, int32 `(B, max_length)`: each translation with its `end`, then zeros; and scores, float32 `(B,)`.
+            Ids, int32 `(B, max_length)`: each translation with its `end`, unless it was cut at `max_length`, then
+            zeros; and scores, float32 `(B,)`.
 
         Raises:
             ValueError: If an argument is out of range, or the ids are no integers of rank 2.
@@ -378,32 +399,30 @@ class Translator(keras.Model):
         return keras.ops.logical_and(goes_on, keras.ops.not_equal(ids, 0))
 
     def get_config(self):
+        quantized = [part for part in self._parts().values() if part.quantization_mode is not None]
         return {
             **super().get_config(),
+            "dtype": keras.dtype_policies.serialize(policy_with_parts(self, quantized)),
             **{name: getattr(self, name) for name in _ARGUMENTS},
             "output_activation": keras.activations.serialize(self.output_activation),
             "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
             "moe": dict(self.moe),
+            **frozen_config(self, self._parts()),
         }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        frozen = config.pop("frozen", ())
+        model = cls(**config)
+        freeze(model, model._parts(), frozen)
+        return model
 
 
 def _default_balance_weight(gate: str) -> float:
     """Of each balance loss: the paper's for translation, or 0; an unknown gate is left to the layer to refuse."""
     needs_loss = gate not in GATES or GATES[gate].balance_weight > 0
     return 0.01 if needs_loss else 0.0
-
-
-def _dense(width, hidden, output_activation, name, policy):
-    """What stands in the place of a mixture of experts in a dense model."""
-    dense = keras.Sequential(
-        [
-            keras.layers.Dense(hidden, "relu", use_bias=False, dtype=policy),
-            keras.layers.Dense(width, output_activation, use_bias=False, dtype=policy),
-        ],
-        name=name,
-    )
-    dense.supports_masking = True  # its layers do, but a Sequential says no of itself
-    return dense
 
 
 def _checked(inputs):
@@ -413,6 +432,8 @@ def _checked(inputs):
 
 
 def _checked_ids(name, ids):
+    if isinstance(ids, tf.RaggedTensor):  # what word pieces are
+        ids = ids.to_tensor()
     ids = keras.ops.convert_to_tensor(ids)
     if len(ids.shape) != 2 or not tf.as_dtype(ids.dtype).is_integer:
         raise ValueError(

@@ -32,7 +32,8 @@ def contiguous_batches(
         steps: Tokens of a window, T.
         shuffle_buffer: Windows held at a time to draw from; every epoch has another order. Default 0: the
             order of the text.
-        seed: Makes a new dataset repeat the orders, epoch for epoch. Default None: they differ.
+        seed: Makes a new dataset repeat the orders, epoch for epoch, where `tf.random.set_seed` had the same seed too,
+            or none. Default None: they differ.
         drop_remainder: For training: leave out the last window and the last batch if they are not full.
             Default False: fill them up with padding of weight 0, so that an evaluation counts every token.
         num_tokens: Length of the text, from which the dataset tells its number of batches. It is

@@ -94,7 +94,7 @@ class ParallelCorpus:
         return sorted(pair for pair in found if pivot is None or pivot in pair)
 
     def parallel(self, part: str, source: str, target: str) -> list[ParallelText]:
-        """The texts of a part in one direction: one for training of each name, one for validation or test.
+        """The texts of a part in one direction: one of each name, but for validation and test files one alone.
 
         Raises:
             ValueError: an unknown part or language, one language twice, no files for this direction, or several for

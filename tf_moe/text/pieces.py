@@ -178,8 +178,7 @@ def build_pieces(
         >>> int(pieces.encode(["un chat"])[0, -1])  # the end
         2
     """
-    if isinstance(texts, (Text, ParallelText)):
-        texts = [texts]
+    texts = [texts] if isinstance(texts, (Text, ParallelText)) else list(texts)
     for text in texts:
         if not isinstance(text, ParallelText):
             check_text(text)

@@ -36,7 +36,8 @@ def sentence_batches(
             takes.
         shuffle_buffer: Rows held at a time to draw from; every epoch has another order. Default 0: buckets
             are filled in the order of the text.
-        seed: Makes a new dataset repeat the orders, epoch for epoch. Default None: they differ.
+        seed: Makes a new dataset repeat the orders, epoch for epoch, where `tf.random.set_seed` had the same seed too,
+            or none. Default None: they differ.
 
     Returns:
         A dataset of (inputs, targets, weights), each [B, T], int32, int32, float32; T is the longest row of

@@ -34,7 +34,8 @@ def translation_batches(
             Pairs longer than the last are left out; `count_too_long` tells how many.
         shuffle_buffer: Pairs held at a time to draw from; every epoch has another order. With several texts some
             thousands for each mix them. Default 0: the order of the texts.
-        seed: Makes a new dataset repeat the orders, epoch for epoch. Default None: they differ.
+        seed: Makes a new dataset repeat the orders, epoch for epoch, where `tf.random.set_seed` had the same seed too,
+            or none. Default None: they differ.
 
     Returns:
         A dataset of ((source, target inputs), target outputs, weights), each [B, T]; ids are int32, weights float32.

@@ -1,0 +1,22 @@
+"""Parts of a layer that are frozen on their own: Keras's configs say only whether the whole is."""
+
+from collections.abc import Iterable, Mapping
+
+import keras
+
+
+def frozen_config(layer: keras.layers.Layer, parts: Mapping[str, keras.layers.Layer]) -> dict[str, list[str]]:
+    """The entry of a config that names the parts which do not train while the layer does; none where all do."""
+    frozen = [name for name, part in parts.items() if not part.trainable] if layer.trainable else []
+    return {"frozen": frozen} if frozen else {}
+
+
+def freeze(layer: keras.layers.Layer, parts: Mapping[str, keras.layers.Layer], frozen: Iterable[str] = ()) -> None:
+    """Freeze the parts of these names; all of them in a layer that does not train.
+
+    To be done when the parts are built: Keras tells weights when `trainable` changes, not when they are made.
+    """
+    frozen = set(frozen)
+    for name, part in parts.items():
+        if not layer.trainable or name in frozen:
+            part.trainable = False
