@@ -1,5 +1,6 @@
 from unittest import mock
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -7,6 +8,32 @@ from tests.base import TestCase
 from tests.mesh.helpers import Program, strategy_on
 from tests.references import normal_cdf
 from tf_moe.mesh import noise
+
+
+class NextSeedTest(TestCase):
+    LARGE = (5 + 2**32, 5 + 2**33, 2**62 + 3, 2**63 - 1, -1, -5, -(2**63))
+
+    def test_all_bits_of_a_seed_count(self):
+        found = set()
+        for seed in (0, 3, 5, 2**31 - 1, 2**32 - 1, 2**32 - 5, *self.LARGE):
+            generator = keras.random.SeedGenerator(seed)
+            found |= {tuple(noise.next_seed(generator).numpy()) for _ in range(3)}
+        self.assertLen(found, 3 * 13)
+
+    def test_a_small_one_stands_for_itself(self):
+        for seed in (0, 5, 2**31 - 1):
+            generator = keras.random.SeedGenerator(seed)
+            for call in range(2):
+                self.assertAllEqual(noise.next_seed(generator), [seed, call])
+
+    def test_on_a_mesh(self):
+        seeds, strategy = (5, *self.LARGE), strategy_on(2)
+        one = [keras.random.SeedGenerator(seed) for seed in seeds]
+        with strategy.scope():
+            many = [keras.random.SeedGenerator(seed) for seed in seeds]
+        program = Program(strategy, lambda: [noise.next_seed(generator) for generator in many])
+        for _ in range(2):
+            self.assertAllEqual(program(), [noise.next_seed(generator) for generator in one])
 
 
 class NoiseTest(TestCase):

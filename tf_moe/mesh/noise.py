@@ -10,11 +10,16 @@ from tf_moe.mesh.shards import Shards
 # Up to so many, every device draws all numbers and keeps its own, so that they are the same for any number of devices.
 # Beyond, each device draws its own stream: DTensor gives every device a seed of its own.
 LARGEST_COMMON_DRAW = 2**22
+# 2^32 over the golden ratio: its multiples are far from one another in 32 bits, and as it is odd, never equal.
+_SCATTER = 0x9E3779B1
 
 
 def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
     """A seed for a stateless draw, int32 `(2,)`: another in every call, and on every replica of MirroredStrategy."""
-    seed, replica = tf.cast(generator.next(), tf.int32), tf.distribute.get_replica_context()
+    seed, call = tf.unstack(generator.next())  # int64
+    # The cast keeps the lower half of a seed. The upper one says with which number its calls begin.
+    seed = tf.cast(tf.stack([seed, call + seed // 2**32 * _SCATTER]), tf.int32)
+    replica = tf.distribute.get_replica_context()
     if replica is not None and replica.num_replicas_in_sync > 1:  # their generators are copies of one another
         seed = tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)
     return seed
