@@ -86,6 +86,7 @@ class MirroredTest(TestCase):
         expected = []
         for half in (x[:4], x[4:]):
             plain = build(**options)
+            plain.run_eagerly = True  # to be traced takes longer than the step
             start = plain.get_layer("moe").gate.kernel.numpy()
             self.assertAllClose(start, before)
             plain.fit(half, np.zeros_like(half), batch_size=4, verbose=0, sample_weight=np.zeros(4), shuffle=False)
@@ -122,6 +123,7 @@ class MirroredTest(TestCase):
         self.assertLess(history["loss"][1], history["loss"][0] * 1.5)
         self.assertEqual(history["moe/dropped_fraction"], [0.0, 0.0])
         plain = build()
+        plain.run_eagerly = True
         plain.set_weights(model.get_weights())
         self.assertAllClose(model.predict(x, batch_size=4, verbose=0), plain.predict(x, verbose=0), atol=1e-6)
         # The loss alone: the metrics of balance are means over the replicas, of fewer tokens each.

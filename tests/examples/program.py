@@ -4,10 +4,13 @@ import contextlib
 import io
 import runpy
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
+
+import tensorflow as tf
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -47,6 +50,18 @@ def load(example: Path) -> SimpleNamespace:
     """What a program defines, without running it, to call its parts."""
     with _imports_from(example.parent):
         return SimpleNamespace(**runpy.run_path(str(example)))
+
+
+@contextlib.contextmanager
+def eagerly():
+    """Nothing is traced: for programs that take a few steps only, and whose graphs are those of another test."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Even though the `tf.config.experimental_run_functions_eagerly`")  # tf.data's
+        tf.config.run_functions_eagerly(True)
+        try:
+            yield
+        finally:
+            tf.config.run_functions_eagerly(False)
 
 
 @contextlib.contextmanager

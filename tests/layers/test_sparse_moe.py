@@ -354,7 +354,7 @@ class MetricsTest(TestCase):
 
     def test_are_in_the_log_of_each_layer(self):
         model = keras.Sequential([SparseMoE(4, 5, k=2, name="a"), SparseMoE(4, 5, k=2, name="b")])
-        model.compile("sgd", "mse")
+        model.compile("sgd", "mse", run_eagerly=True)
         x = self.normal(8, 4)
         history = model.fit(x, x, validation_data=(x, x), verbose=0).history
         for layer in "ab":

@@ -133,7 +133,7 @@ class SharingTest(TestCase):
         outputs = SparseMoE(4, 3, k=2, gate=gate)(SparseMoE(4, 3, k=2, gate=gate)(inputs))
         model = keras.Model(inputs, outputs)
         x = self.normal(20, 4)
-        model.compile("adam", "mse")
+        model.compile("adam", "mse", run_eagerly=True)
         model.fit(x, x, verbose=0)
         path = Path(self.get_temp_dir()) / "model.keras"
         model.save(path)
