@@ -28,6 +28,14 @@ class GateTest(TestCase):
         config = NoisyTopK(4, 2, name="mine", trainable=False).get_config()
         self.assertEqual((config["name"], config["trainable"]), ("mine", False))
 
+    def test_uniform_noise_is_between_0_and_1(self):
+        gate = NoisyTopK(4, 2)
+        first, second = gate.uniform_noise([400, 50]).numpy(), gate.uniform_noise(tf.constant([400, 50])).numpy()
+        self.assertEqual(first.dtype, np.float32)
+        self.assertTrue(np.all((first > 0) & (first < 1)))
+        self.assertAllClose([first.mean(), first.std()], [0.5, 12**-0.5], atol=0.02)
+        self.assertNotAllClose(first, second)
+
     def test_a_mask_that_comes_with_the_inputs_is_used(self):
         embedding = keras.layers.Embedding(10, 5, mask_zero=True)
         tokens = embedding(np.array([3, 0, 7]))

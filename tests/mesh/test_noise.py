@@ -37,11 +37,11 @@ class NextSeedTest(TestCase):
 
 
 class NoiseTest(TestCase):
-    def draw(self, mesh, seed):
+    def draw(self, mesh, seed, numbers=noise.normal):
         strategy = strategy_on(*mesh)
 
         def function(seed):
-            return strategy.shards.split(noise.normal([1024, 4], strategy.shards.whole(seed), strategy.shards))
+            return strategy.shards.split(numbers([1024, 4], strategy.shards.whole(seed), strategy.shards))
 
         return Program(strategy, function)(seed).reshape(-1)
 
@@ -57,14 +57,16 @@ class NoiseTest(TestCase):
         extremes = tf.constant([0.0, 1 - 2.0**-23])
         with mock.patch.object(tf.random, "stateless_uniform", return_value=extremes):
             lowest, highest = noise.normal([2], tf.constant([0, 0]), None).numpy()
+            self.assertAllEqual(noise.between_0_and_1([2], tf.constant([0, 0]), None), [2.0**-24, 1 - 2.0**-24])
         self.assertAllClose(normal_cdf(np.float64(lowest)), 2.0**-24, rtol=1e-3, atol=0)
         self.assertEqual(lowest, -highest)
 
     def test_the_numbers_of_one_device(self):
         seed = self.rng.integers(0, 2**31, 2).astype("int32")
-        expected = tf.reshape(noise.normal([1024, 4], seed, None), [-1])
-        for mesh in ((2, 1), (4, 2)):
-            self.assertAllEqual(self.draw(mesh, seed), expected)
+        for numbers in (noise.normal, noise.between_0_and_1):
+            expected = tf.reshape(numbers([1024, 4], seed, None), [-1])
+            for mesh in ((2, 1), (4, 2)):
+                self.assertAllEqual(self.draw(mesh, seed, numbers), expected)
 
     def test_too_many_to_draw_them_all(self):
         """Each device draws just its own: standard normal, and all different."""

@@ -10,7 +10,7 @@ from tf_moe import checks
 from tf_moe.gates.ids import attached_mask, spread_ids
 from tf_moe.gates.routing import Routing
 from tf_moe.initializers import PerExpert
-from tf_moe.mesh.noise import next_seed, normal
+from tf_moe.mesh.noise import between_0_and_1, next_seed, normal
 from tf_moe.mesh.shards import computed_where, current_shards
 
 
@@ -96,6 +96,7 @@ class Gate(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(self.seed)
         self.input_spec = keras.layers.InputSpec(ndim=2)
         self.supports_masking = True
+        self.was_passed = False  # as an object to a layer, and may be in several
 
     def build(self, input_shape):
         raise NotImplementedError(f"{type(self).__name__} must create its weights in build(input_shape).")
@@ -163,8 +164,15 @@ class Gate(keras.layers.Layer):
 
     def noise(self, shape: tf.Tensor) -> tf.Tensor:
         """Standard normal float32 numbers, new in every call."""
+        return self._draw(normal, shape)
+
+    def uniform_noise(self, shape: tf.Tensor) -> tf.Tensor:
+        """Uniform float32 numbers between 0 and 1, new in every call."""
+        return self._draw(between_0_and_1, shape)
+
+    def _draw(self, numbers, shape):
         seed, shards = next_seed(self.seed_generator), current_shards()
-        return normal(tf.get_static_value(shape) if shards else shape, seed, shards)
+        return numbers(tf.get_static_value(shape) if shards else shape, seed, shards)
 
     def get_config(self):
         config = super().get_config()

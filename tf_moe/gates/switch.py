@@ -81,10 +81,7 @@ class Switch(LinearGate):
         return routing._replace(loss=loss)
 
     def _jittered(self, inputs):
-        # The normal distribution's own function makes uniform numbers of normal ones, here in -1..1. So what is drawn,
-        # and what a mesh makes of it, is the noise of all gates.
-        uniform = tf.math.erf(self.noise(tf.shape(inputs)) / 2**0.5)
-        return inputs * (1.0 + self.jitter * uniform)
+        return inputs * (1.0 + self.jitter * (2.0 * self.uniform_noise(tf.shape(inputs)) - 1.0))
 
     def get_config(self):
         return {**super().get_config(), "aux_loss_weight": self.aux_loss_weight, "jitter": self.jitter}

@@ -28,8 +28,13 @@ def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
 def normal(shape: list[int] | tf.Tensor, seed: tf.Tensor, shards: Shards | None) -> tf.Tensor:
     """Standard normal float32 numbers of a shape, static on a mesh; up to 4 million, the same as on one device."""
     # Not `stateless_normal`, whose logarithms and sines are not vectorised on a CPU: there it takes longer.
-    # The uniform numbers are multiples of 2^-23 from 0; in the middle between two, they are symmetric and never 0.
-    numbers = tf.math.ndtri(tf.random.stateless_uniform(shape, seed) + 2.0**-24)
+    return tf.math.ndtri(between_0_and_1(shape, seed, shards))
+
+
+def between_0_and_1(shape: list[int] | tf.Tensor, seed: tf.Tensor, shards: Shards | None) -> tf.Tensor:
+    """Uniform float32 numbers, neither 0 nor 1, of a shape as `normal` takes it; the same where its numbers are."""
+    # Those drawn are multiples of 2^-23 from 0; in the middle between two, they are symmetric and never 0.
+    numbers = tf.random.stateless_uniform(shape, seed) + 2.0**-24
     return shards.whole(numbers) if shards and math.prod(shape) <= LARGEST_COMMON_DRAW else numbers
 
 
