@@ -68,6 +68,11 @@ def at_least_zero(name: str, value: Any) -> float:
     return number(name, value, "a number, 0 or more", lambda x: x >= 0)
 
 
+def share(name: str, value: Any) -> float:
+    """The value as a `float`; raises ValueError unless it is a number from 0 to under 1, a part but not all."""
+    return number(name, value, "a number from 0 to under 1", lambda x: 0 <= x < 1)
+
+
 def boolean(name: str, value: Any) -> bool:
     """The value; raises ValueError unless it is True or False. A word such as "no" would count as True."""
     if not isinstance(value, bool):

@@ -39,7 +39,7 @@ class DeadExperts(keras.callbacks.Callback):
     def __init__(self, batches: Iterable, share: float = 0.0):
         super().__init__()
         self.batches = batches
-        self.share = checks.number("share", share, "a number from 0 to under 1", lambda x: 0 <= x < 1)
+        self.share = checks.share("share", share)
         self.history: dict[str, list[list[int]]] = {}
 
     def set_model(self, model):

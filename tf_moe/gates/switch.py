@@ -69,7 +69,7 @@ class Switch(LinearGate):
         k = check_fixed(k, 1, "with Switch gating a token has one expert")
         super().__init__(num_experts, k, kernel_initializer, seed, z_loss_weight, **kwargs)
         self.aux_loss_weight = checks.at_least_zero("aux_loss_weight", aux_loss_weight)
-        self.jitter = checks.number("jitter", jitter, "a number from 0 to 1, without 1", lambda x: 0 <= x < 1)
+        self.jitter = checks.share("jitter", jitter)
 
     def call(self, inputs, mask=None, training=False, gate_id=None) -> Routing:
         logits = self.logits(self._jittered(inputs) if training and self.jitter else inputs, gate_id)
