@@ -2,7 +2,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.base import TestCase
-from tf_moe.gates.routing import Routing, count_by_expert, dense_gates, total_by_expert
+from tf_moe.gates.routing import Routing, count_by_expert, dense_gates, routing_of_choices
 
 # Three tokens, two choices, four experts; the second choice of token 1 has zero weight: it is none.
 INDEX = tf.constant([[0, 2], [2, 3], [2, 0]])
@@ -10,8 +10,11 @@ WEIGHTS = tf.constant([[0.75, 0.25], [1.0, 0.0], [0.5, 0.5]])
 
 
 class RoutingTest(TestCase):
-    def test_total_by_expert(self):
-        self.assertAllClose(total_by_expert(WEIGHTS, INDEX, 4), [1.25, 0, 1.75, 0])
+    def test_routing_of_choices(self):
+        routing = routing_of_choices(INDEX, WEIGHTS, 4, loss=0.5)
+        self.assertAllClose(routing.importance, [1.25, 0, 1.75, 0])
+        self.assertAllEqual(routing.load, [2, 0, 3, 0])
+        self.assertEqual(routing.loss, 0.5)
 
     def test_count_by_expert(self):
         with tf.GradientTape() as tape:

@@ -6,12 +6,12 @@ import tensorflow as tf
 from tf_moe import checks
 from tf_moe.gates.choice import check_normalize, choose, choose_noisy
 from tf_moe.gates.gate import Gate, Initializer, check_levels, mask_rows, sum_over_tokens
-from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
+from tf_moe.gates.routing import Routing, count_by_expert
 from tf_moe.gates.several import products
 from tf_moe.initializers import PerExpert
 from tf_moe.losses import z_loss
 from tf_moe.ops.by_group import matmul_by_group
-from tf_moe.ops.sums import sum_rows_by_group
+from tf_moe.ops.sums import sum_by_group, sum_rows_by_group
 from tf_moe.ops.ties import code_tokens
 
 
@@ -113,7 +113,7 @@ class Hierarchical(Gate):
         if training and self.z_loss_weight:
             chosen = tf.reshape(group_weights > 0, [tokens * self.k[0]])
             loss = self.z_loss_weight * (z_loss(group_logits, mask) + z_loss(expert_logits, chosen))
-        return Routing(index, weights, None, total_by_expert(weights, index, total), load, loss)
+        return Routing(index, weights, None, sum_by_group(weights, index, total), load, loss)
 
     def _choose_groups(self, inputs, mask, noisy, gate_id):
         """First level: clean logits (T, a), groups and weights (T, k0), and with noise the load (a,)."""

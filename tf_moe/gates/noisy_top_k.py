@@ -7,8 +7,9 @@ from tf_moe import checks
 from tf_moe.gates.choice import check_normalize, choose, choose_noisy
 from tf_moe.gates.gate import Initializer, mask_rows, sum_over_tokens
 from tf_moe.gates.linear import LinearGate
-from tf_moe.gates.routing import Routing, count_by_expert, total_by_expert
+from tf_moe.gates.routing import Routing, count_by_expert
 from tf_moe.gates.several import products
+from tf_moe.ops.sums import sum_by_group
 from tf_moe.ops.ties import code_tokens
 
 
@@ -88,7 +89,7 @@ class NoisyTopK(LinearGate):
             weights = mask_rows(weights, mask)
             load = count_by_expert(weights, index, self.num_experts)
         loss = self.weighted_z_loss(clean_logits, mask, training)
-        return Routing(index, weights, None, total_by_expert(weights, index, self.num_experts), load, loss)
+        return Routing(index, weights, None, sum_by_group(weights, index, self.num_experts), load, loss)
 
     def get_config(self):
         return {

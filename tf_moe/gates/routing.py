@@ -46,20 +46,15 @@ def routing_of_choices(
     expert_index: tf.Tensor, combine_weights: tf.Tensor, num_experts: int, loss: tf.Tensor | float = 0.0
 ) -> Routing:
     """The `Routing` of choices `(T, K)` with their weights, of which the load is the number."""
-    importance = total_by_expert(combine_weights, expert_index, num_experts)
+    importance = sum_by_group(combine_weights, expert_index, num_experts)
     load = count_by_expert(combine_weights, expert_index, num_experts)
     return Routing(expert_index, combine_weights, None, importance, load, loss)
-
-
-def total_by_expert(values: tf.Tensor, expert_index: tf.Tensor, num_experts: int) -> tf.Tensor:
-    """Sum of values over the assignments of each expert, `(E,)`. Both arguments are `(T, K)`."""
-    return sum_by_group(values, expert_index, num_experts)
 
 
 def count_by_expert(combine_weights: tf.Tensor, expert_index: tf.Tensor, num_experts: int) -> tf.Tensor:
     """Number of assignments of each expert, float32 `(E,)`, without gradient."""
     assigned = tf.cast(tf.stop_gradient(combine_weights) > 0, tf.float32)
-    return total_by_expert(assigned, expert_index, num_experts)
+    return sum_by_group(assigned, expert_index, num_experts)
 
 
 def dense_gates(routing: Routing, num_experts: int) -> tf.Tensor | None:
