@@ -23,6 +23,20 @@ class BatchwiseChoiceTest(TestCase):
         # 4 tokens, 2 experts, m = 2: expert 0 takes tokens 0 1, expert 1 tokens 2 3.
         self.assertAllEqual(batchwise_choice(tf.ones([4, 2]), 1), [[1, 0], [1, 0], [0, 1], [0, 1]])
 
+    def test_is_the_same_under_xla(self):
+        """Which sorts all tokens, where others take the best: with and without ties, masked, in any number."""
+        compiled = tf.function(batchwise_choice, jit_compile=True)
+        for tokens, experts, k in ((40, 6, 2), (40, 6, 6), (7, 9, 1), (1, 3, 2), (0, 3, 1)):
+            for levels in (2, 5, 10**6):
+                scores = tf.constant(self.rng.integers(0, levels, (tokens, experts)), tf.float32) / levels
+                for share in (None, 0.0, 0.5, 1.0):
+                    mask = None if share is None else tf.constant(self.rng.random(tokens) < share)
+                    chosen = batchwise_choice(scores, k, mask)
+                    self.assertEqual((chosen.dtype, chosen.shape), (tf.bool, (tokens, experts)))
+                    self.assertAllEqual(chosen, compiled(scores, k, mask))
+                    if mask is not None:
+                        self.assertFalse(np.any(chosen[~mask]))
+
     def test_has_no_gradient(self):
         scores = tf.constant(self.rng.uniform(0, 1, (4, 2)), tf.float32)
         with tf.GradientTape() as tape:

@@ -40,11 +40,15 @@ def batchwise_choice(scores: tf.Tensor, k: int, mask: tf.Tensor | None = None) -
     turn = tf.math.floormod(tf.expand_dims(first, 1) + tf.expand_dims(tf.range(size), 0), tf.maximum(size, 1))
     if shards:  # an all-to-all: every device chooses for its experts, among the tokens of all
         scores, turn = shards.lay_out(scores, {0: EXPERT}), shards.lay_out(turn, {0: EXPERT})
-    # (E, T): each expert's tokens, first in its order of preference among equals, then best first.
-    order = tf.argsort(tf.gather(scores, turn, batch_dims=1), direction="DESCENDING", stable=True)
-    token = tf.gather(turn, order, batch_dims=1)
-    rank = tf.argsort(token)  # the inverse of that permutation
-    return tf.transpose(rank < m)
+    in_turn = tf.gather(scores, turn, batch_dims=1)  # (E, T): each expert's tokens as it prefers them among equals
+    if compiled_by_xla() or shards:  # where m cannot be a shape
+        order = tf.argsort(in_turn, direction="DESCENDING", stable=True)
+        rank = tf.argsort(tf.gather(turn, order, batch_dims=1))  # the inverse of that permutation
+        return tf.transpose(rank < m)
+    best = tf.math.top_k(in_turn, m).indices  # of equals the first; never a masked token, whose -1 is below all others
+    token = tf.gather(turn, best, batch_dims=1)
+    expert = tf.zeros_like(token) + tf.expand_dims(tf.range(num_experts), 1)
+    return tf.scatter_nd(tf.stack([token, expert], axis=-1), tf.ones_like(token, tf.bool), [size, num_experts])
 
 
 def routing_of(gates: tf.Tensor, loss: tf.Tensor | float = 0.0) -> Routing:
