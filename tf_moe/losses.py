@@ -3,12 +3,9 @@
 import tensorflow as tf
 
 from tf_moe import checks
+from tf_moe.ops.chosen_probability import top_k_probability
 
 __all__ = ["cv_squared", "importance", "smooth_load", "switch_loss", "threshold_loss", "z_loss"]
-
-# Below this a noise of standard deviation is treated as this. It only keeps 0/0 out of the load estimate:
-# softplus reaches it near logits of -14, where the estimate is a step function already.
-_SMALLEST_STDDEV = 1e-6
 
 
 def cv_squared(x: tf.Tensor) -> tf.Tensor:
@@ -215,37 +212,7 @@ def z_loss(logits: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
     return _mean(tf.square(tf.reduce_logsumexp(logits, axis=-1)), mask)
 
 
-def top_k_probability(
-    clean_logits: tf.Tensor, noisy_logits: tf.Tensor, noise_stddev: tf.Tensor, highest: tf.Tensor, k: int
-) -> tf.Tensor:
-    """P(x, i) of appendix A: the probability that expert i stays or comes among the k chosen, its noise redrawn.
-
-    Args:
-        clean_logits: `(..., E)`.
-        noisy_logits: `(..., E)`.
-        noise_stddev: `(..., E)`.
-        highest: The k + 1 largest of `noisy_logits` in descending order, `(..., k + 1)` (or all E where k = E).
-        k: Number of experts chosen.
-
-    Returns:
-        `(..., E)`, between 0 and 1.
-    """
-    if k >= clean_logits.shape[-1]:
-        return tf.ones_like(clean_logits)
-    # The k-th highest with i left out: one of the chosen is compared with the best that was not chosen, and the
-    # others with the worst that was.
-    best_outside, worst_inside = highest[..., k : k + 1], highest[..., k - 1 : k]
-    threshold = tf.where(noisy_logits > best_outside, best_outside, worst_inside)
-    # Not a quotient: where logits are huge its gradient is 0 * inf.
-    precision = tf.math.reciprocal(tf.maximum(noise_stddev, _SMALLEST_STDDEV))
-    return _normal_cdf((clean_logits - threshold) * precision)
-
-
 def _mean(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
     """Mean over the unmasked tokens, 0 where there are none; the values of masked ones must be finite too."""
     counted = tf.ones_like(values) if mask is None else tf.cast(mask, values.dtype)
     return tf.math.divide_no_nan(tf.reduce_sum(values * counted), tf.reduce_sum(counted))
-
-
-def _normal_cdf(x: tf.Tensor) -> tf.Tensor:
-    return 0.5 * tf.math.erfc(-x / 2**0.5)
