@@ -71,5 +71,6 @@ def _imports_from(folder: Path):
             yield
         finally:
             for name, module in list(sys.modules.items()):
-                if str(EXAMPLES) in str(getattr(module, "__file__", None)):
+                # A folder of modules has no file.
+                if str(EXAMPLES) in f"{getattr(module, '__file__', None)} {getattr(module, '__path__', None)}":
                     del sys.modules[name]

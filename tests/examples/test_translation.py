@@ -1,16 +1,19 @@
 """The example as a user runs it: numbers in words, and files of its own; what it exports, and what it refuses."""
 
 import gzip
+import io
 import json
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
 from tests.base import TestCase
-from tests.examples.program import run
+from tests.examples.program import eagerly, load, run
 from tests.text.files import new_folder, write
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "translation.py"
@@ -28,25 +31,18 @@ train.KeepBest.on_epoch_begin = interrupt
 runpy.run_path({str(EXAMPLE)!r}, run_name="__main__")
 """
 
-# Many commands in one process; prints for each what it says when it ends with an error instead of a traceback.
-COMPLAINTS = f"""
-import contextlib, io, json, runpy, sys
-sys.path.insert(0, {str(EXAMPLE.parent)!r})
-main = runpy.run_path({str(EXAMPLE)!r})["main"]
-complaints = []
+# Many commands in one process, with what each says when it ends with an error instead of a traceback. At its end, that
+# nothing has imported the library that trained the model.
+SERVED = f"""
+import json, runpy, sys
 for arguments in json.loads(sys.argv[1]):
-    stderr = io.StringIO()
+    sys.argv = [{str(SERVE)!r}, *arguments]
     try:
-        with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
-            main(arguments)
+        runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as error:
-        complaints.append(f"{{stderr.getvalue()}}{{error.code}}")
-print(json.dumps(complaints))
+        print(error)
+assert not {{"tf_moe", "sentencepiece"}} & set(sys.modules)
 """
-
-# At its end, that nothing has imported the library that trained the model.
-SERVED = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); "
-SERVED += "assert not {'tf_moe', 'sentencepiece'} & set(sys.modules)"
 
 
 class TranslationExampleTest(TestCase):
@@ -54,10 +50,16 @@ class TranslationExampleTest(TestCase):
         super().setUp()
         self.folder = new_folder(self)
 
-    def python(self, *arguments, code=0):
-        run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
-        self.assertEqual(run.returncode, code, run.stderr)
-        return run
+    def python(self, *arguments):
+        process = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+        self.assertEqual(process.returncode, 0, process.stderr)
+        return process.stdout
+
+    def run_example(self, *arguments, example=EXAMPLE):
+        tf.random.set_seed(0)  # the same for each, as in new processes: the order of the data depends on it too
+        outcome = run(example, *arguments)
+        self.assertEqual(outcome.returncode, 0, outcome.stderr)
+        return outcome.stdout
 
     def aligned(self, name="data", parts=("train", "val", "test"), languages=("en", "fr"), lines=20):
         words = ["cat", "dog", "sat", "ran", "on", "a", "mat"]
@@ -68,21 +70,24 @@ class TranslationExampleTest(TestCase):
                 write(self.folder / name / f"{part}.{language}.gz", text)
         return self.folder / name
 
-    def check_served(self, served, source, translation, *language):
-        out = self.python("-c", SERVED, SERVE, "translate", served, "--text", source, *language).stdout
-        line, speed = out.splitlines()[-2:]
+    def check_served(self, served, source, translation, *, language, wrong_language, message):
+        """A translation with the arguments `language`, and the complaint about others."""
+        commands = [["translate", str(served), "--text", source, *to] for to in (language, wrong_language)]
+        line, speed, complaint = self.python("-c", SERVED, json.dumps(commands)).split("\n", 2)
         self.assertEqual(line[11:], translation)
         self.assertRegex(speed, r"[\d,]+ lines/s")
+        self.assertStartsWith(complaint, "serve.py: ")
+        self.assertIn(message, complaint)
 
     def test_numbers(self):
         output = self.folder / "numbers"
-        out = self.python(EXAMPLE, "--smoke", "--models", "moe", "dense", "--output", output).stdout
+        out = self.python(EXAMPLE, "--smoke", "--models", "moe", "--output", output)
         self.assertIn("12 directions: de-en en-de en-es en-fr en-ja en-ko en-pt es-en fr-en ja-en ko-en pt-en", out)
         self.assertIn("train: 4,560 pairs\n", out)
-        self.assertRegex(out, r"\| direction \| moe: exact match \| moe: BLEU \| dense: exact match \| dense: BLEU \|")
-        self.assertLen(re.findall(r"^\| \w\w-\w\w( \| [\d.]+ % \| [\d.]+){2} \|$", out, re.MULTILINE), 12)
+        self.assertRegex(out, r"\| direction \| moe: exact match \| moe: BLEU \|")
+        self.assertLen(re.findall(r"^\| \w\w-\w\w \| [\d.]+ % \| [\d.]+ \|$", out, re.MULTILINE), 12)
         self.assertRegex(out, r"BLEU nrefs:1\|case:mixed\|eff:no\|tok:char\|smooth:exp\|version:[\d.]+: de-en en-de")
-        self.assertRegex(out, r"validation perplexity: moe [\d.]+, dense [\d.]+")
+        self.assertRegex(out, r"validation perplexity: moe [\d.]+\n")
         pages = [(output / f"moe-{layer}.html").read_text() for layer in ("encoder_moe", "decoder_moe")]
         for number in range(4):
             self.assertIn(f"Expert {number}", "".join(pages))
@@ -90,11 +95,14 @@ class TranslationExampleTest(TestCase):
         self.assertNotIn("\u2581", "".join(pages))
         # What is served answers as the model did in the process that trained it.
         source, translation = re.search(r"en-fr\n  source     (.*)\n  reference  .*\n  moe        (.*)", out).groups()
-        self.check_served(output / "moe-served", source, translation, "--to", "fr")
-        refused = self.python(SERVE, "translate", output / "moe-served", "--text", "one", "--to", "xx", code=1).stderr
-        self.assertIn("serve.py: ", refused)
-        self.assertRegex(refused, "target_language must be one of: de, en, es")
-        self.assertNotIn("Traceback", refused)
+        self.check_served(
+            output / "moe-served",
+            source,
+            translation,
+            language=["--to", "fr"],
+            wrong_language=["--to", "xx"],
+            message="target_language must be one of: de, en, es",
+        )
         lines = {}
         for language in ("en", "ja"):
             for part in ("train", "val", "test"):
@@ -108,42 +116,50 @@ class TranslationExampleTest(TestCase):
     def test_files_of_its_own_and_an_interruption(self):
         data = self.aligned()
         arguments = ["--data", data, "--source", "en", "--target", "fr", "--models", "dense", "--smoke", "--output"]
-        whole = self.python(EXAMPLE, *arguments, self.folder / "whole").stdout
+        whole = self.run_example(*arguments, self.folder / "whole")
         self.assertIn("1 directions: en-fr\ntrain: 20 pairs\n", whole)
         self.assertEqual(whole.count("\n  source "), 3)
         self.assertRegex(whole, r"BLEU nrefs:1\|case:mixed\|eff:no\|tok:13a\|smooth:exp\|version:[\d.]+: en-fr\n")
         source, translation = re.search(r"  source     (.*)\n  reference  .*\n  dense      (.*)", whole).groups()
         served = self.folder / "whole" / "dense-served"
-        self.check_served(served, source, translation)
-        refused = self.python(SERVE, "translate", served, "--text", "cat", "--to", "fr", code=1).stderr
-        self.assertIn("leave --to out", refused)
-        parts = self.folder / "parts"
-        self.python("-c", INTERRUPTED, *arguments, parts, code=-2)
+        self.check_served(
+            served, source, translation, language=[], wrong_language=["--to", "fr"], message="leave --to out"
+        )
+        parts, interrupted = self.folder / "parts", self.folder / "interrupted.py"
+        interrupted.write_text(INTERRUPTED)
+        with self.assertRaises(KeyboardInterrupt):
+            self.run_example(*arguments, parts, example=interrupted)
         self.assertFalse((parts / "table.md").exists())
         self.assertTrue((parts / "dense-checkpoints" / "state.json").exists())
-        rest = self.python(EXAMPLE, *arguments, parts).stdout
+        rest = self.run_example(*arguments, parts)
         self.assertIn("dense, step 6: perplexity", rest)
         for file in ("table.md", "dense-checkpoints/best.json"):
             self.assertEqual((parts / file).read_text(), (self.folder / "whole" / file).read_text())
-        again = self.python(EXAMPLE, *arguments, parts).stdout  # goes on after the last step
+        again = self.run_example(*arguments, parts)  # goes on after the last step
         self.assertNotIn("step 3:", again)
         self.assertEqual(again.splitlines()[-8:-2], whole.splitlines()[-8:-2])
 
     def test_a_model_for_each_direction(self):
         output = self.folder / "pairs"
-        arguments = ["--data", self.aligned(), "--multilingual", "--smoke", "--models", "dense-pairs"]
-        out = run(EXAMPLE, *arguments, "--output", output).stdout
+        arguments = ["--data", self.aligned(), "--multilingual", "--smoke", "--models", "moe-pairs", "dense-pairs"]
+        with eagerly():
+            out = self.run_example(*arguments, "--output", output)
         self.assertIn("2 directions: en-fr fr-en\ntrain: 40 pairs\n", out)
-        perplexities = []
-        for pair in ("en-fr", "fr-en"):
-            self.assertRegex(out, rf"dense-{pair}: [\d,]+ parameters, [\d,]+ ops/timestep\n")
-            self.assertRegex(out, rf"dense-{pair}, step 2: perplexity")
-            self.assertRegex(out, rf"dense-{pair}, {pair}: BLEU [\d.]+\n")
-            self.assertRegex(out, rf"\| {pair} \| [\d.]+ % \| [\d.]+ \|\n")
-            best = json.loads((output / f"dense-{pair}-checkpoints" / "best.json").read_text())
-            perplexities.append(best["perplexity"])
-        self.assertNotEqual(*perplexities)  # each was trained on its own direction
-        self.assertIn(f"validation perplexity: dense-pairs {np.sqrt(np.prod(perplexities)):.3f}\n", out)
+        columns = (f"{model}-pairs: {number}" for model in ("moe", "dense") for number in ("exact match", "BLEU"))
+        self.assertIn(f"| direction | {' | '.join(columns)} |\n", out)
+        means = []
+        for model in ("moe", "dense"):
+            perplexities = []
+            for pair in ("en-fr", "fr-en"):
+                self.assertRegex(out, rf"{model}-{pair}: [\d,]+ parameters, [\d,]+ ops/timestep\n")
+                self.assertRegex(out, rf"{model}-{pair}, step 2: perplexity")
+                self.assertRegex(out, rf"{model}-{pair}, {pair}: BLEU [\d.]+\n")
+                self.assertRegex(out, rf"\| {pair}( \| [\d.]+ % \| [\d.]+){{2}} \|\n")
+                best = json.loads((output / f"{model}-{pair}-checkpoints" / "best.json").read_text())
+                perplexities.append(best["perplexity"])
+            self.assertNotEqual(*perplexities)  # each was trained on its own direction
+            means.append(f"{model}-pairs {np.sqrt(np.prod(perplexities)):.3f}")
+        self.assertIn(f"validation perplexity: {', '.join(means)}\n", out)
 
     def test_wrong_arguments_and_files_are_explained(self):
         data, blank, short = self.aligned(), self.aligned("blank"), self.aligned("short")
@@ -171,9 +187,10 @@ class TranslationExampleTest(TestCase):
             (["--steps", "0"], "must be at least 1, not 0"),
             (["--dropout", "1"], "from 0 to under 1"),
         )
-        commands = [[*map(str, arguments), "--output", str(self.folder / "output")] for arguments, _ in cases]
-        out = self.python("-c", COMPLAINTS, json.dumps(commands)).stdout
-        for (_, pattern), complaint in zip(cases, json.loads(out.splitlines()[-1]), strict=True):
-            self.assertRegex(complaint, pattern)
-            self.assertNotIn("Traceback", complaint)
+        main = load(EXAMPLE).main
+        for arguments, pattern in cases:
+            stderr, stdout = io.StringIO(), io.StringIO()
+            with self.assertRaises(SystemExit) as error, redirect_stderr(stderr), redirect_stdout(stdout):
+                main([*map(str, arguments), "--output", str(self.folder / "output")])
+            self.assertRegex(f"{stderr.getvalue()}{error.exception.code}", pattern)
         self.assertFalse((self.folder / "output" / "table.md").exists())
