@@ -1,4 +1,4 @@
-"""The examples on a mesh as a user runs them."""
+"""The example on a mesh as a user runs it."""
 
 import os
 import subprocess
@@ -6,15 +6,16 @@ import sys
 from pathlib import Path
 
 from tests.base import TestCase
+from tests.examples.program import EXAMPLES, run
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLE = EXAMPLES / "distributed.py"
 
 
-class MeshExamplesTest(TestCase):
-    def run_example(self, name, *arguments):
+class MeshExampleTest(TestCase):
+    def in_a_new_process(self, *arguments):  # which decides how many devices there are
         # Without what other tests, or the launcher, may have left in the environment.
         environment = {k: v for k, v in os.environ.items() if k not in ("TF_CONFIG", "TF_MOE_DEVICES_PER_PROCESS")}
-        command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
+        command = [sys.executable, EXAMPLE, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
     def text(self):
@@ -27,9 +28,9 @@ class MeshExamplesTest(TestCase):
 
     def test_distributed(self):
         sizes = ["--vocabulary", 11, "--batch", 8, "--steps", 16, "--epochs", 0.3]
-        run = self.run_example("distributed.py", "--smoke", "--devices", 2, "--data", self.text(), *sizes)
-        self.assertEqual(run.returncode, 0, run.stderr)
-        lines = run.stdout.splitlines()
+        outcome = self.in_a_new_process("--smoke", "--devices", 2, "--data", self.text(), *sizes)
+        self.assertEqual(outcome.returncode, 0, outcome.stderr)
+        lines = outcome.stdout.splitlines()
         (kernel,) = (line for line in lines if "moe/experts/hidden_kernel" in line)
         self.assertIn("['expert', None, None]", kernel)
         (exchange,) = (line.split("|") for line in lines if line.startswith("| all-to-all"))
@@ -39,7 +40,7 @@ class MeshExamplesTest(TestCase):
         self.assertBetween(float(lines[-1].split()[-1]), 5, 12)
 
     def test_a_batch_that_does_not_divide(self):
-        run = self.run_example("distributed.py", "--smoke", "--batch", 3, "--data", self.text())
-        self.assertEqual(run.returncode, 1)
-        self.assertIn("--batch must divide evenly over 2 devices, not 3", run.stderr)
-        self.assertNotIn("Traceback", run.stderr)
+        # The devices that this process has.
+        outcome = run(EXAMPLE, "--smoke", "--devices", 8, "--batch", 3, "--data", self.text())
+        self.assertEqual(outcome.returncode, 1)
+        self.assertIn("--batch must divide evenly over 8 devices, not 3", outcome.stderr)

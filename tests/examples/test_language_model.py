@@ -4,13 +4,12 @@ import contextlib
 import importlib.util
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from absl.testing import parameterized
 
 from tests.base import TestCase
+from tests.examples.program import run
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "language_model.py"
 
@@ -42,12 +41,10 @@ class LanguageModelExampleTest(TestCase):
             words = self.rng.choice(["the", "cat", "dog", "sat", "ran", "on", "a", "mat"], (lines, 12))
             (data / f"{part}.txt").write_text("".join(" ".join(line) + "\n" for line in words))
         arguments = ["--smoke", "--data", data, "--vocabulary", "11", "--experts", "4x2", "--batch", "4"]
-        run = subprocess.run(
-            [sys.executable, EXAMPLE, *arguments, "--output", output], capture_output=True, text=True, check=False
-        )
-        self.assertEqual(run.returncode, 0, run.stderr)
-        self.assertIn("| moe-4x2 |", run.stdout)
-        self.assertIn("| dense |", run.stdout)
+        outcome = run(EXAMPLE, *arguments, "--output", output)
+        self.assertEqual(outcome.returncode, 0, outcome.stderr)
+        self.assertIn("| moe-4x2 |", outcome.stdout)
+        self.assertIn("| dense |", outcome.stdout)
         for name in ("perplexity.png", "load.png", "moe-4x2.keras", "dense.keras", "vocabulary.txt", "table.md"):
             self.assertGreater((output / name).stat().st_size, 0)
         history = json.loads((output / "history.json").read_text())

@@ -1,6 +1,6 @@
 """What the example exports, against the model it was exported from."""
 
-import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.base import TestCase
+from tests.examples.program import run
 from tf_moe.layers import SparseMoE
 from tf_moe.models import language_model
 from tf_moe.text import Vocabulary
@@ -16,9 +17,14 @@ from tf_moe.text import Vocabulary
 EXAMPLE = Path(__file__).parents[2] / "examples" / "serve.py"
 WORDS = ["the", "cat", "dog", "sat", "ran", "mat"]
 
-# As a user runs it; at its end, that nothing has imported the library that trained the model.
-RUN = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); "
-RUN += "assert 'tf_moe' not in sys.modules"
+# Commands in one process; at its end, that nothing has imported the library that trained the model.
+RUN = f"""
+import json, runpy, sys
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = [{str(EXAMPLE)!r}, *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+assert "tf_moe" not in sys.modules
+"""
 
 
 class ServeTest(TestCase):
@@ -32,10 +38,7 @@ class ServeTest(TestCase):
         for weight in self.model.trainable_weights:
             weight.assign(self.normal(*weight.shape) * 0.7)
         self.model.save(self.folder / "model.keras")
-        spec = importlib.util.spec_from_file_location("serve_example", EXAMPLE)
-        example = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(example)
-        example.main(["export", str(self.folder / "model.keras"), str(self.folder / "served")])
+        self.assertEqual(run(EXAMPLE, "export", self.folder / "model.keras", self.folder / "served").returncode, 0)
 
     def score_by_hand(self, line):
         ids = [Vocabulary.END, *self.vocabulary.encode([line])[0].numpy()]
@@ -55,7 +58,13 @@ class ServeTest(TestCase):
             words.append(self.vocabulary.tokens[ids[-1]])
         return " ".join(words)
 
-    def test_answers(self):
+    def test_what_is_served(self):
+        with self.subTest("answers"):
+            self.check_answers()
+        with self.subTest("from the command line"):
+            self.check_command_line()
+
+    def check_answers(self):
         served = tf.saved_model.load(str(self.folder / "served"))
         lines = ["the cat sat", "dog", "mat ran the dog a"]
         scores, counts = served.score(tf.constant(lines))
@@ -72,18 +81,17 @@ class ServeTest(TestCase):
         self.assertAllEqual(drawn[0], drawn[1])
         self.assertNotEqual(list(drawn[0]), list(drawn[2]))
 
-    def test_from_the_command_line(self):
-        commands = {
-            "score": ["--text", "the cat", "--repeat", "3"],
-            "continue": ["--text", "the cat", "--tokens", "3", "--temperature", "0.8"],
-        }
-        for command, arguments in commands.items():
-            run = subprocess.run(
-                [sys.executable, "-c", RUN, EXAMPLE, command, self.folder / "served", *arguments],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            self.assertEqual(run.returncode, 0, run.stderr)
-            self.assertIn("the cat", run.stdout)
-            self.assertRegex(run.stdout, r"[\d,]+ tokens/s; a call takes [\d.]+ ms")
+    def check_command_line(self):
+        folder = str(self.folder / "served")
+        commands = [
+            ["score", folder, "--text", "the cat", "--repeat", "3"],
+            ["continue", folder, "--text", "the cat", "--tokens", "3", "--temperature", "0.8"],
+        ]
+        program = [sys.executable, "-c", RUN, json.dumps(commands)]
+        process = subprocess.run(program, capture_output=True, text=True, check=False)
+        self.assertEqual(process.returncode, 0, process.stderr)
+        score, score_time, text, text_time = process.stdout.splitlines()
+        self.assertRegex(score, "nats, .* the cat$")
+        self.assertStartsWith(text, "the cat")
+        for time in (score_time, text_time):
+            self.assertRegex(time, r"[\d,]+ tokens/s; a call takes [\d.]+ ms")

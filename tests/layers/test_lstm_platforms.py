@@ -11,36 +11,22 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.experimental import dtensor
 
 from tests.base import TestCase
+from tests.mesh.helpers import strategy_on
 from tf_moe.layers.lstm import LSTM
+from tf_moe.recurrence.buffers import StaticBuffers, buffers_for
+from tf_moe.recurrence.gates import gates_for
+from tf_moe.recurrence.scan import lstm_scan
 
 B, T, D, UNITS = 4, 6, 3, 5
 ROOT = pathlib.Path(__file__).parents[2]
 
-ON_A_MESH = """
-import keras
-import numpy as np
-import tensorflow as tf
-from tensorflow.experimental import dtensor
 
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
-from tf_moe.recurrence.gates import gates_for
-from tf_moe.recurrence.scan import lstm_scan
-from tf_moe.recurrence.buffers import StaticBuffers, buffers_for
-
-mesh = dtensor.create_mesh([("shard", 2)], devices=["CPU:0", "CPU:1"])
-rng = np.random.default_rng(0)
-T, B, D, UNITS, P = 6, 4, 3, 5, 2
-shapes = [(T, B, D), (B, P), (B, UNITS), (D, 4 * UNITS), (P, 4 * UNITS), (UNITS, P)]
-arrays = [rng.standard_normal(shape).astype("float32") for shape in shapes]
-mask = rng.random((T, B)) < 0.7
-gates = gates_for(keras.activations.tanh, keras.activations.sigmoid)
-
-
-def step(x, h, c, kernel, recurrent, projection, mask):
+def scan(x, h, c, kernel, recurrent, projection, mask):
+    """Outputs and gradients of the layer's recurrence, with buffers of static shape as on a mesh."""
+    gates = gates_for(keras.activations.tanh, keras.activations.sigmoid)
     arguments = [x, h, c, kernel, recurrent, projection]
     with tf.GradientTape() as tape:
         tape.watch(arguments)
@@ -50,35 +36,9 @@ def step(x, h, c, kernel, recurrent, projection, mask):
     return [hs, h, c], tape.gradient(loss, arguments)
 
 
-def place(array, axis):
-    layout = dtensor.Layout([("shard" if n == axis else dtensor.UNSHARDED) for n in range(array.ndim)], mesh)
-    replicated = dtensor.Layout.replicated(mesh, array.ndim)
-    return dtensor.relayout(dtensor.copy_to_mesh(tf.constant(array), replicated), layout)
-
-
-def whole(x):
-    return dtensor.relayout(x, dtensor.Layout.replicated(mesh, x.shape.rank)).numpy()
-
-
-for jit in (False, True):
-    expected = step(*map(tf.constant, arrays), tf.constant(mask))
-    axes = [1, 0, 0, None, None, None]
-    found = tf.function(step, jit_compile=jit)(*map(place, arrays, axes), place(mask, 1))
-    for a, b in zip(tf.nest.flatten(expected), tf.nest.flatten(found), strict=True):
-        np.testing.assert_allclose(whole(b), a, rtol=1e-5, atol=1e-5)
-layout = dtensor.fetch_layout(found[0][0])
-assert layout.sharding_specs[1] == "shard", layout
-
-replicated = dtensor.Layout.replicated(mesh, 1)
-variable = dtensor.DVariable(dtensor.copy_to_mesh(tf.zeros([2]), replicated))
-assert buffers_for(variable) is StaticBuffers
-print("passed")
-"""
-
-
 def python(script, *arguments):
     """Run a script in a fresh process and return what it prints; a failure shows what it wrote."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION": "0"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     if done.returncode:
@@ -112,7 +72,28 @@ class LstmPlatformsTest(TestCase):
         self.assertTrue(np.isfinite(history.history["loss"]).all())
 
     def test_a_mesh_of_two_devices(self):
-        self.assertIn("passed", python(ON_A_MESH))
+        mesh = strategy_on(2).mesh
+
+        def whole(x):
+            return dtensor.relayout(x, dtensor.Layout.replicated(mesh, x.shape.rank)).numpy()
+
+        def place(array, axis):
+            layout = dtensor.Layout([("expert" if n == axis else dtensor.UNSHARDED) for n in range(array.ndim)], mesh)
+            replicated = dtensor.Layout.replicated(mesh, array.ndim)
+            return dtensor.relayout(dtensor.copy_to_mesh(tf.constant(array), replicated), layout)
+
+        shapes = [(T, B, D), (B, 2), (B, UNITS), (D, 4 * UNITS), (2, 4 * UNITS), (UNITS, 2)]
+        arrays, mask = [self.normal(*shape) for shape in shapes], self.rng.random((T, B)) < 0.7
+        expected = tf.nest.flatten(scan(*map(tf.constant, arrays), tf.constant(mask)))
+        for jit in (False, True):
+            with self.subTest(jit=jit):
+                placed = map(place, arrays, [1, 0, 0, None, None, None])
+                found = tf.nest.flatten(tf.function(scan, jit_compile=jit)(*placed, place(mask, 1)))
+                for ours, value in zip(found, expected, strict=True):
+                    self.assertAllClose(whole(ours), value, rtol=1e-5, atol=1e-5)
+                self.assertEqual(dtensor.fetch_layout(found[0]).sharding_specs[1], "expert")
+        zeros = dtensor.copy_to_mesh(tf.zeros([2]), dtensor.Layout.replicated(mesh, 1))
+        self.assertIs(buffers_for(dtensor.DVariable(zeros)), StaticBuffers)
 
     @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras to h5py
     def test_a_fresh_process_loads_what_was_saved_and_exported(self):
