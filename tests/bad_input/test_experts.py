@@ -15,7 +15,7 @@ class ExpertsTest(BadInput):
         ("hidden_none", lambda: FeedForward(4, None), ValueError, "hidden=None"),
         ("use_bias_word", lambda: FeedForward(4, 3, use_bias="no"), ValueError, "True or False.*use_bias='no'"),
         ("recompute_number", lambda: FeedForward(4, 3, recompute=2), ValueError, "recompute=2"),
-        ("dropout_one", lambda: FeedForward(4, 3, dropout=1), ValueError, "without 1. Received: dropout=1"),
+        ("dropout_one", lambda: FeedForward(4, 3, dropout=1), ValueError, "under 1. Received: dropout=1"),
         ("dropout_nan", lambda: FeedForward(4, 3, dropout=NAN), ValueError, "dropout=nan"),
         ("dropout_text", lambda: FeedForward(4, 3, dropout="0.1"), ValueError, "dropout='0.1'"),
         ("seed_fraction", lambda: FeedForward(4, 3, seed=1.5), ValueError, "seed=1.5"),

@@ -40,7 +40,7 @@ class SparseMoETest(BadInput):
         ("capacity_true", lambda: moe(capacity_factor=True), ValueError, "capacity_factor=True"),
         ("capacity_negative", lambda: moe(capacity_factor=-1), ValueError, "capacity_factor=-1"),
         ("drop_by", lambda: moe(drop_by="luck"), ValueError, "one of .*drop_by='luck'"),
-        ("expert_dropout", lambda: moe(expert_dropout=1), ValueError, "without 1. Received: expert_dropout=1"),
+        ("expert_dropout", lambda: moe(expert_dropout=1), ValueError, "under 1. Received: expert_dropout=1"),
         ("expert_dropout_text", lambda: moe(expert_dropout="no"), ValueError, "expert_dropout='no'"),
         (
             "dropout_of_layers",

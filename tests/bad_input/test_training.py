@@ -42,7 +42,7 @@ def adam_for_both():
 
 class OptimizersTest(BadInput):
     @parameterized.named_parameters(
-        ("beta_1_one", lambda: FactoredAdam(beta_1=1.0), ValueError, "below 1. Received: beta_1=1.0"),
+        ("beta_1_one", lambda: FactoredAdam(beta_1=1.0), ValueError, "under 1. Received: beta_1=1.0"),
         ("beta_1_text", lambda: FactoredAdam(beta_1="a"), ValueError, "beta_1='a'"),
         ("beta_2_negative", lambda: FactoredAdam(beta_2=-0.1), ValueError, "beta_2=-0.1"),
         ("beta_2_nan", lambda: FactoredAdam(beta_2=NAN), ValueError, "beta_2=nan"),

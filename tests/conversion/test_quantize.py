@@ -73,6 +73,14 @@ class QuantizeExpertsTest(TestCase):
         self.assertEqual(again.get_layer("moe").experts.dtype_policy["moe/experts"].name, "int8_from_bfloat16")
         self.assertAllClose(again(ids), model(ids), atol=0.1)
 
+    def test_layers_that_share_a_gate(self):
+        first = SparseMoE(3, 5, k=2)
+        model = keras.Sequential([keras.Input((4,)), first, SparseMoE(3, 5, k=2, gate=first.gate)])
+        copy = quantize_experts(model, "bfloat16")
+        self.assertIs(copy.layers[0].gate, copy.layers[1].gate)
+        x = self.normal(5, 4)
+        self.assertAllEqual(copy.layers[0].route(x).expert_index, first.route(x).expert_index)
+
     def test_errors(self):
         layer = self.layer()
         for call, error, pattern in (

@@ -38,6 +38,19 @@ class RebuildTest(TestCase):
             weight.assign(0 * weight)
         self.assertAllEqual(model(x)["y"], before)
 
+    def test_what_mixtures_share(self):
+        """A gate that one of them made by its name, and experts."""
+        experts = [Dense(4) for _ in range(3)]
+        first = SparseMoE(3, k=2, expert=experts)
+        second = SparseMoE(3, k=2, expert=experts, gate=first.gate)
+        model = keras.Sequential([keras.Input((4,)), first, second])
+        copy, x = rebuild(model), self.normal(5, 4)
+        self.assertAllEqual(copy(x), model(x))
+        self.assertLen(copy.weights, len(model.weights))
+        first, second = moe_layers(copy)
+        self.assertIs(first.gate, second.gate)
+        self.assertIs(first.experts.layers[1], second.experts.layers[1])
+
     def test_what_preprocessing_has_beside_weights(self):
         scale = keras.layers.Normalization()
         scale.adapt(5 + 3 * self.normal(50, 4))

@@ -39,7 +39,7 @@ class ExactnessTest(TestCase):
         return one, many
 
     @staticmethod
-    def step_of(layer):
+    def step_of(layer, evaluate=False):
         def step(x, mask, *ids):
             options = {"gate_id": ids[0]} if ids else {}
             with tf.GradientTape() as tape:
@@ -49,16 +49,16 @@ class ExactnessTest(TestCase):
                 loss = tf.reduce_mean(tf.sin(tf.where(tf.math.is_nan(y), 0.0, y))) + balance
             sources = [x, *(v.value for v in layer.trainable_variables)]
             gradients = tape.gradient(loss, sources, unconnected_gradients="zero")
-            return y, balance, layer(x, mask=mask, **options), gradients
+            return y, balance, gradients, [layer(x, mask=mask, **options)] if evaluate else []
 
         return step
 
-    def check(self, mesh, shapes=((16, 2), (5, 2)), ids=None, **arguments):
-        """On a batch that divides evenly, and one that does not; with ids, one a sequence, below a number."""
+    def check(self, mesh, shapes=((16, 2),), ids=None, evaluate=False, **arguments):
+        """A training step on batches of these shapes; with ids, one a sequence, below a number."""
         strategy = strategy_on(*mesh)
         one, many = self.pair(strategy, **arguments)
-        program, expected_step = Program(strategy, self.step_of(many)), self.step_of(one)
-        names = ["y", "balance", "prediction", "x", *(v.path for v in one.trainable_variables)]
+        program, expected_step = Program(strategy, self.step_of(many, evaluate)), self.step_of(one, evaluate)
+        names = ["y", "balance", "x", *(v.path for v in one.trainable_variables), *["prediction"] * evaluate]
         for shape in shapes:
             x, mask = self.normal(*shape, D), self.rng.random(shape) < 0.7
             x[0, 0, 0], mask[0, 0] = np.nan, True  # a token that is to spoil nothing
@@ -67,7 +67,7 @@ class ExactnessTest(TestCase):
             expected = tf.nest.flatten(expected_step(*map(tf.constant, batch)))
             for name, ours, want in zip(names, tf.nest.flatten(program(*batch)), expected, strict=True):
                 self.assertAllClose(ours, want, msg=f"{name} {shape}", **CLOSE)
-            self.assertGreater(np.abs(expected[-1]).max(), 0)  # there is something to compare
+            self.assertGreater(np.abs(expected[len(names) - 1 - evaluate]).max(), 0)  # there is something to compare
         for name, ours, want in zip([v.path for v in one.weights], many.get_weights(), one.get_weights(), strict=True):
             self.assertAllClose(ours, want, rtol=1e-6, msg=name)  # a gate may change its own in a step
         many_metrics, one_metrics = many.balance_metrics, one.balance_metrics
@@ -76,13 +76,14 @@ class ExactnessTest(TestCase):
 
     @parameterized.named_parameters(GATES.items())
     def test_two_devices(self, arguments):
-        self.check((2, 1), **arguments)
+        """Training and evaluation, on a batch that divides evenly and one that does not."""
+        self.check((2, 1), shapes=((16, 2), (5, 2)), evaluate=True, **arguments)
 
     @parameterized.named_parameters((name, *values) for name, values in WITH_IDS.items())
     def test_gates_with_ids(self, ids, arguments, gate):
         # Its config: an object would be the gate of both layers.
         gate = keras.saving.serialize_keras_object(gate)
-        self.check((2, 1), shapes=((16, 2),), ids=ids, gate=gate, **arguments)
+        self.check((2, 1), ids=ids, evaluate=True, gate=gate, **arguments)
 
     @parameterized.named_parameters(
         ("1", MESHES["1"], "noisy_top_k"),
@@ -91,19 +92,19 @@ class ExactnessTest(TestCase):
         ("2x2", MESHES["2x2"], "hierarchical"),
     )
     def test_mesh(self, mesh, gate):
-        self.check(mesh, shapes=((16, 2),), **GATES[gate])
+        self.check(mesh, **GATES[gate])
 
     def test_uneven_batch_on_replicas(self):
         """Which divides evenly once it is tokens, and then over all but the axis of the batch."""
         self.check(MESHES["4x2"], shapes=((5, 8), (4, 1)), **GATES["noisy_top_k"])
 
     def test_recompute(self):
-        self.check((2, 1), shapes=((16, 2),), recompute=True, **GATES["noisy_top_k"])
+        self.check((2, 1), recompute=True, **GATES["noisy_top_k"])
 
     def test_shared_expert_and_dropped_units(self):
         """What is dropped does not depend on where an expert is. (The shared expert's own dropout does.)"""
         shared = {"shared_expert_hidden": 5, **GATES["noisy_top_k"]}
-        self.check(MESHES["2x2"], shapes=((16, 2),), **shared)
+        self.check(MESHES["2x2"], **shared)
         self.check((2, 1), expert_dropout=0.5, **GATES["noisy_top_k"])
 
     def test_hot_experts(self):

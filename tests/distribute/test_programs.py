@@ -20,7 +20,7 @@ from tf_moe.layers import LSTM
 
 class ProgramsTest(TestCase):
     def test_programs_with_loops_beside_one_another(self):
-        """The same loops, forward and backward, at four batch sizes and in training and at evaluation."""
+        """The same loops, forward and backward, at three batch sizes and in training and at evaluation."""
         strategy = strategy_on(2)
         one = keras.Sequential([keras.Input((3, 4)), LSTM(4)])
         with strategy.scope():
@@ -36,13 +36,13 @@ class ProgramsTest(TestCase):
             return step
 
         program = Program(strategy, step_of(many))
-        for size in (4, 6, 8, 10):
+        for size in (4, 6, 8):
             x = self.normal(size, 3, 4)
             for ours, expected in zip(
                 tf.nest.flatten(program(x)), tf.nest.flatten(step_of(one)(tf.constant(x))), strict=True
             ):
                 self.assertAllClose(ours, expected, rtol=1e-4, atol=1e-5)
-        self.assertEqual(program.traces, 4)
+        self.assertEqual(program.traces, 3)
 
     def test_function_in_an_eager_run(self):
         """Such a program is not traced by the strategy, which has to care for it all the same."""
@@ -56,7 +56,7 @@ class ProgramsTest(TestCase):
                 loss = tf.reduce_sum(model(x, training=True) ** 2)
             return model(x), tape.gradient(loss, [v.value for v in model.trainable_variables])
 
-        for size in range(4, 12, 2):
+        for size in range(4, 10, 2):
             strategy.run(step, (OnMesh(place_batch(self.normal(size, 3, 4), strategy.shards)),))
 
     def test_eager_steps_take_no_memory(self):

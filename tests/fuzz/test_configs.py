@@ -100,7 +100,7 @@ class Harmless(BadInput):
 
 
 class ConfigTest(Harmless):
-    @examples(150)
+    @examples(100)
     @hypothesis.given(st.integers(0, len(OBJECTS) - 1), st.data())
     def test_any_config(self, number, data):
         if not hasattr(self, "configs"):
@@ -124,7 +124,7 @@ class FileTest(Harmless):
         path.write_bytes(data)
         return keras.saving.load_model(path)
 
-    @examples(60)
+    @examples(40)
     @hypothesis.given(st.data())
     def test_any_damage(self, data):
         content = bytearray(self.file.read_bytes())
@@ -134,7 +134,7 @@ class FileTest(Harmless):
         content = bytes(content[:end]) + data.draw(st.binary(max_size=30))
         self.check_harmless(lambda: self.load(content))
 
-    @examples(60)
+    @examples(40)
     @hypothesis.given(st.sampled_from(["config.json", "metadata.json"]), st.data())
     def test_any_config_in_a_file(self, member, data):
         changed = mutate(json.loads(self.members[member]), data, self.values)

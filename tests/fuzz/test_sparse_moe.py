@@ -292,7 +292,7 @@ class SparseMoETest(TestCase):
         kernel=st.sampled_from([0.0, 0.5, 2.0]),
         masked=st.sampled_from([None, 0.0, 0.5, 1.0]),
         training=st.booleans(),
-        form=st.sampled_from([lambda f: f] * 9 + [tf.function]),  # tracing takes its time
+        form=st.sampled_from([lambda f: f] * 19 + [tf.function]),  # tracing takes its time
         seed=st.integers(0, 2**32 - 1),
     )
     def test_any_input(self, arguments, shape, width, scales, kernel, masked, training, form, seed):

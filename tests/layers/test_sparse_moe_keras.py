@@ -159,9 +159,11 @@ class SavingTest(TestCase):
         x = self.rng.integers(0, 11, (3, 5))
         self.assertAllClose(model(x), clone(x), atol=1e-6)
 
-    def test_a_gate_of_two_layers_is_one_gate_when_loaded(self):
-        gate = tf_moe.gates.NoisyTopK(6, 2)
-        layers = [SparseMoE(6, 5, k=2, gate=gate) for _ in range(2)]
+    @parameterized.parameters(True, False)
+    def test_a_gate_of_two_layers_is_one_gate_when_loaded(self, by_name):
+        """Whether it was passed to both, or made by the one and passed to the other."""
+        first = SparseMoE(6, 5, k=2, gate="noisy_top_k" if by_name else tf_moe.gates.NoisyTopK(6, 2))
+        layers = [first, SparseMoE(6, 5, k=2, gate=first.gate)]
         model = keras.Sequential([keras.Input((4,)), *layers])
         model.set_weights([self.normal(*w.shape) for w in model.get_weights()])
         path = Path(self.get_temp_dir(), "shared.keras")
@@ -207,6 +209,35 @@ class SavingTest(TestCase):
             each.train_on_batch(self.normal(6, 4), self.normal(6, 2))
             for ours, expected in zip(each.layers[0].get_weights(), before, strict=True):
                 self.assertAllEqual(ours, expected)
+
+    def test_route_leaves_out_what_a_call_does(self):
+        """The mask that Keras attached to the inputs counts."""
+        x = keras.layers.Embedding(9, 4, mask_zero=True)(np.array([[3, 0, 5], [0, 0, 7]]))
+        layer = SparseMoE(4, 5, k=2)
+        self.assertAllEqual(tf.reduce_sum(layer.route(x).gates, -1) > 0, [1, 0, 1, 0, 0, 1])
+        every = layer.route(x, mask=np.ones((2, 3), bool))
+        self.assertAllEqual(tf.reduce_sum(every.gates, -1) > 0, [1] * 6)
+
+    def test_a_layer_of_a_config_says_what_it_will_freeze(self):
+        config = {**SparseMoE(3, 5, k=2, shared_expert_hidden=4).get_config(), "frozen": ["gate", "shared_expert"]}
+        layer = SparseMoE.from_config(SparseMoE.from_config(config).get_config())
+        layer.build((None, 4))
+        self.assertEqual([layer.gate.trainable, layer.experts.trainable, layer.shared_expert.trainable], [0, 1, 0])
+        self.assertEqual(layer.get_config()["frozen"], ["gate", "shared_expert"])
+
+    def test_paths_of_loaded_weights_are_those_of_the_saved(self):
+        """By which `optimizer_for` knows the experts: of a list too, and of those that were built before the layer."""
+        before = keras.layers.Dense(4, name="before")
+        before.build((None, 4))
+        experts = [before, keras.layers.Dense(4, name="within")]
+        gate = tf_moe.gates.NoisyTopK(2, 1)
+        model = keras.Sequential([keras.Input((4,)), SparseMoE(2, k=1, expert=experts, gate=gate, name="moe")])
+        path = Path(self.get_temp_dir(), "paths.keras")
+        model.save(path)
+        for each in (model, keras.models.load_model(path), keras.models.clone_model(model)):
+            # Keras names the Sequential model only where that built its layers.
+            paths = [weight.path.removeprefix("sequential/") for weight in each.weights]
+            self.assertContainsSubset(["before/kernel", "moe/experts/within/kernel", "moe/gate/kernel"], paths)
 
     def test_parts_that_are_frozen_stay_so(self):
         for parts in ({"gate"}, {"experts", "shared_expert"}):

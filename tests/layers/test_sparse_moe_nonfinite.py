@@ -3,9 +3,10 @@
 import keras
 import numpy as np
 import tensorflow as tf
+from absl.testing import parameterized
 
 from tests.base import TestCase
-from tests.layers.test_sparse_moe import every, shuffle_gate
+from tests.layers.test_sparse_moe import ENOUGH, KINDS, every, shuffle_gate
 from tf_moe.layers import SparseMoE
 
 BAD = (float("nan"), float("inf"), -float("inf"), 3e38)
@@ -80,8 +81,10 @@ class NonFiniteTest(TestCase):
         for gradient in gradients:
             self.assertAllEqual(gradient, np.zeros(gradient.shape))
 
-    @every()
-    def test_xla(self, arguments):
+    @parameterized.parameters(("noisy_top_k", None), ("hierarchical", ENOUGH), ("strictly_balanced", None))
+    def test_xla(self, kind, capacity_factor):
+        """Each gate once: bad tokens have lost their choices before there is a dispatcher."""
+        arguments = {**KINDS[kind], "capacity_factor": capacity_factor}
         x = self.normal(9, 4)
         layer = trained(x, self.rng, **arguments)
         x[3, 1] = np.nan

@@ -163,7 +163,7 @@ class FactoredAdamTest(TestCase):
         self.assertEqual((again.beta_1, again.beta_2, again.epsilon), (0.5, 0.9, 1e-3))
 
     def test_what_cannot_be(self):
-        with self.assertRaisesRegex(ValueError, "below 1. Received: beta_1=1.0"):
+        with self.assertRaisesRegex(ValueError, "under 1. Received: beta_1=1.0"):
             FactoredAdam(beta_1=1.0)
 
     def test_fits_under_xla(self):

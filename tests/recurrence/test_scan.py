@@ -58,7 +58,7 @@ class LstmScanTest(TestCase):
             results = reference(*arguments, mask=mask, dropout=dropout, activations=activations)
             return sum(np.sum(w * x) for w, x in zip(weights, results, strict=True))
 
-        @tf.function
+        @tf.function(autograph=False)  # as Keras traces a layer
         def run(*tensors):
             with tf.GradientTape() as tape:
                 tape.watch(tensors)

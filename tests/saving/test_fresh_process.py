@@ -21,10 +21,15 @@ class FreshProcessTest(TestCase):
     def test_every_kind_in_every_form(self, names):
         """What a process that knows only tf_moe loads has the same state, answers the same, and trains on the same."""
         folder = pathlib.Path(self.get_temp_dir(), names[0])
-        for name in names:
+        # One form of SavedModel for each kind, the other one in other runs: most of the time goes to tracing them.
+        first = self.rng.integers(2)
+        for n, name in enumerate(names, first):
             model = store(folder / name, name, seed=int(self.rng.integers(2**31)))
-            if name != "policies_hierarchical":  # which is traced slowly: its gate and its policies are in others
+            if name == "policies_hierarchical":
+                pass  # which is traced slowly: its gate and its policies are in others
+            elif n % 2:
                 tf.saved_model.save(model, folder / name / "saved_model")
+            else:
                 model.export(folder / name / "exported", verbose=False)
             np.savez(folder / name / "state.npz", **loading.state_of(model))
             loading.repeat_noise(model)

@@ -169,7 +169,9 @@ def _smaller(layer: SparseMoE, groups: list[list[int]], loads: np.ndarray) -> Sp
     gate = {**layer.gate.get_config(), "num_experts": len(groups)}
     config["gate"] = type(layer.gate).from_config(gate)
     if layer.expert is not None:  # which are pruned only
-        config["expert"] = [keras.saving.serialize_keras_object(layer.experts.layers[e]) for (e,) in groups]
+        experts = config["expert"]
+        experts = experts["made"] if isinstance(experts, dict) else experts
+        config["expert"] = [experts[e] for (e,) in groups]
     new = SparseMoE.from_config(config)
     new.build((None, layer.gate.kernel.shape[-2]))
     for old, variable in zip(layer.gate.weights, new.gate.weights, strict=True):

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.conversion.rebuild import moe_layers, rebuild
+from tf_moe.conversion.rebuild import Copies, moe_layers, rebuild
 from tf_moe.experts.policies import path_pattern, policy_of
 from tf_moe.experts.quantized import quantize_stack
 from tf_moe.layers import SparseMoE
@@ -52,12 +52,13 @@ def quantize_experts(model: ModelOrLayer, mode: str) -> ModelOrLayer:
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}. Received: mode={mode!r}.")
     if isinstance(model, SparseMoE):
-        return _quantize_layer(model, mode)
+        return _quantize_layer(model, mode, Copies())
     checks.instance("model", model, keras.Model, "Pass a model or a SparseMoE layer.")
-    return rebuild(model, {layer: _quantize_layer(layer, mode) for layer in moe_layers(model)})
+    copies = Copies()
+    return rebuild(model, {layer: _quantize_layer(layer, mode, copies) for layer in moe_layers(model)})
 
 
-def _quantize_layer(layer: SparseMoE, mode: str) -> SparseMoE:
+def _quantize_layer(layer: SparseMoE, mode: str, copies: Copies) -> SparseMoE:
     experts = layer.experts
     if layer.expert is not None or not layer.built or experts.quantization_mode is not None:
         raise ValueError(
@@ -65,7 +66,7 @@ def _quantize_layer(layer: SparseMoE, mode: str) -> SparseMoE:
             f"{layer.name!r} with built={layer.built}, expert={layer.expert!r}, experts of the dtype policy "
             f"{policy_of(experts).name!r}. Experts that are Keras layers have methods quantize of their own."
         )
-    config = layer.get_config()
+    config = copies.config(layer)
     policy = keras.dtype_policies.get(config["dtype"])
     if not isinstance(policy, keras.dtype_policies.DTypePolicyMap):
         policy = keras.dtype_policies.DTypePolicyMap(policy.name)

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import keras
 
@@ -93,6 +94,27 @@ def moe_layers(model: keras.Model) -> list[SparseMoE]:
     return list(dict.fromkeys(found))  # one may be in two models
 
 
+class Copies:
+    """Copies of what mixtures of a model may share: those that share a gate or an expert share its copy."""
+
+    def __init__(self):
+        self._copies = {}  # by the id of the original
+
+    def config(self, layer: SparseMoE) -> dict[str, Any]:
+        """The layer's config, with copies in the place of configs."""
+        config = layer.get_config()
+        if not isinstance(config["gate"], str):
+            config["gate"] = self._copy(layer.gate, config["gate"])
+        if isinstance(config["expert"], list):
+            config["expert"] = list(map(self._copy, layer.experts.layers, config["expert"]))
+        return config
+
+    def _copy(self, part, config):
+        if id(part) not in self._copies:
+            self._copies[id(part)] = keras.saving.deserialize_keras_object(config)
+        return self._copies[id(part)]
+
+
 class _Rebuilding:
     """One copy in the making."""
 
@@ -102,7 +124,7 @@ class _Rebuilding:
         self.second = {id(second): (first, new) for (first, second), new in fused.items()}
         self.copied = []  # layers, and their copies, which are to get their weights
         self.clones = {}  # by the id of the layer: one may be in two models
-        self.gates = {}  # by the id of the gate: layers that share one still do
+        self.copies = Copies()
 
     def model(self, model):
         if id(model) not in self.clones:
@@ -119,17 +141,10 @@ class _Rebuilding:
         if is_graph(layer):
             return self.model(layer)
         if id(layer) not in self.clones:
-            self.clones[id(layer)] = type(layer).from_config(self._config(layer))
+            config = self.copies.config(layer) if isinstance(layer, SparseMoE) else layer.get_config()
+            self.clones[id(layer)] = type(layer).from_config(config)
             self.copied.append((layer, self.clones[id(layer)]))
         return self.clones[id(layer)]
-
-    def _config(self, layer):
-        config = layer.get_config()
-        if isinstance(layer, SparseMoE) and not isinstance(config["gate"], str):
-            if id(layer.gate) not in self.gates:
-                self.gates[id(layer.gate)] = keras.saving.deserialize_keras_object(config["gate"])
-            config["gate"] = self.gates[id(layer.gate)]
-        return config
 
     def _sequential(self, model):
         (inputs,) = model.inputs

@@ -86,7 +86,7 @@ class FeedForward(QuantizableBank):
         self.activation = keras.activations.get(activation)
         self.use_bias = checks.boolean("use_bias", use_bias)
         self.recompute = checks.boolean("recompute", recompute)
-        self.dropout = checks.number("dropout", dropout, "a number from 0 to 1, without 1", lambda x: 0 <= x < 1)
+        self.dropout = checks.share("dropout", dropout)
         self.seed = checks.seed(seed)
         self.seed_generator = keras.random.SeedGenerator(self.seed) if self.dropout else None
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

@@ -202,7 +202,7 @@ class AttentiveLSTM(keras.layers.Layer):
             "projection": self.projection,
             "attention_units": self.attention_units,
             "score": self.score,
-            **frozen_config(self, self._parts()),
+            **frozen_config(self, self._parts(), self._frozen),
         }
 
     @classmethod

@@ -5,10 +5,21 @@ from collections.abc import Iterable, Mapping
 import keras
 
 
-def frozen_config(layer: keras.layers.Layer, parts: Mapping[str, keras.layers.Layer]) -> dict[str, list[str]]:
-    """The entry of a config that names the parts which do not train while the layer does; none where all do."""
-    frozen = [name for name, part in parts.items() if not part.trainable] if layer.trainable else []
-    return {"frozen": frozen} if frozen else {}
+def frozen_config(
+    layer: keras.layers.Layer, parts: Mapping[str, keras.layers.Layer], frozen: Iterable[str] = ()
+) -> dict[str, list[str]]:
+    """The entry of a config that names the parts which do not train while the layer does; none where all do.
+
+    Args:
+        layer: The whole.
+        parts: What there is of it.
+        frozen: What is to be frozen as soon as the layer is built.
+    """
+    if not layer.trainable:
+        return {}
+    names = [] if layer.built else list(frozen)
+    names += [name for name, part in parts.items() if not part.trainable and name not in names]
+    return {"frozen": names} if names else {}
 
 
 def freeze(layer: keras.layers.Layer, parts: Mapping[str, keras.layers.Layer], frozen: Iterable[str] = ()) -> None:

@@ -10,13 +10,14 @@ from tf_moe import checks, gates
 from tf_moe.dispatch import Plan
 from tf_moe.dispatch.capacity import check_drop_by
 from tf_moe.dispatch.choice import make_plan
-from tf_moe.experts import FeedForward, LayerBank
 from tf_moe.experts.policies import policy_with_parts
 from tf_moe.experts.shared import shared_expert
-from tf_moe.gates.ids import attached_mask, check_ids, spread_ids
+from tf_moe.gates.ids import attached_mask, check_ids
 from tf_moe.gates.routing import Routing, dense_gates
 from tf_moe.layers.balance import balance_metrics, measure_balance
 from tf_moe.layers.frozen import freeze, frozen_config
+from tf_moe.layers.parts import experts_from_config, experts_to_config, make_experts, to_config
+from tf_moe.layers.positions import Positions, flatten, lay_out, restore
 from tf_moe.layers.recording import record
 from tf_moe.losses import cv_squared
 from tf_moe.mesh.shards import computed_where, current_shards
@@ -153,8 +154,13 @@ class SparseMoE(keras.layers.Layer):
         self.seed = checks.seed(seed)
         self._gate_name = gate if isinstance(gate, str) else None
         self.gate = gates.get(gate, num_experts, k, self.seed)
+        if self._gate_name is None:
+            self.gate.was_passed = True
         self.num_experts, self.k = self.gate.num_experts, self.gate.k
         self.expert_hidden = expert_hidden
+        if expert is None:
+            hint = ", the width of the experts' hidden layer"
+            self.expert_hidden = checks.integer("expert_hidden", expert_hidden, hint=hint)
         if importance_weight is None:
             importance_weight = self.gate.balance_weight
         if load_weight is None:
@@ -175,11 +181,24 @@ class SparseMoE(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
-        self.expert_dropout = checks.number("expert_dropout", expert_dropout, "a number from 0 to 1, without 1", _share)
+        self.expert_dropout = checks.share("expert_dropout", expert_dropout)
         self.shared_expert_hidden = shared_expert_hidden
         if shared_expert_hidden is not None:
             self.shared_expert_hidden = checks.integer("shared_expert_hidden", shared_expert_hidden)
-        self.experts = self._make_experts()
+        self.experts = make_experts(
+            self.total_experts,
+            self.expert_hidden,
+            expert,
+            activation=self.activation,
+            use_bias=self.use_bias,
+            recompute=self.recompute,
+            dropout=self.expert_dropout,
+            seed=self.seed,
+            kernel_initializer=self.kernel_initializer,
+            kernel_regularizer=self.kernel_regularizer,
+            kernel_constraint=self.kernel_constraint,
+            dtype=self.dtype_policy,
+        )
         self.shared_expert = None
         self._frozen = ()  # names of parts that a config says are not trainable
         self.balance_metrics = balance_metrics(self.name)
@@ -206,39 +225,6 @@ class SparseMoE(keras.layers.Layer):
             return self.num_experts[0] + self.k[0] * self.num_experts[1]
         return self.num_experts
 
-    def _make_experts(self):
-        if self.expert is not None:
-            if self.expert_dropout:
-                raise ValueError(
-                    "expert_dropout is for the built-in experts. Received: "
-                    f"expert_dropout={self.expert_dropout} and expert={self.expert!r}. Put keras.layers.Dropout into "
-                    "the expert."
-                )
-            layers = self.expert
-            if callable(layers) and not isinstance(layers, keras.layers.Layer):  # one layer can be called too
-                layers = [layers() for _ in range(self.total_experts)]
-            elif not isinstance(layers, (list, tuple)) or len(layers) != self.total_experts:
-                raise ValueError(
-                    "expert must be a function without arguments that returns a new layer, or a list of "
-                    f"{self.total_experts} layers, one for each expert. Received: expert={layers!r}."
-                )
-            return LayerBank(layers, self.recompute, dtype=self.dtype_policy)
-        hint = ", the width of the experts' hidden layer"
-        self.expert_hidden = checks.integer("expert_hidden", self.expert_hidden, hint=hint)
-        return FeedForward(
-            self.total_experts,
-            self.expert_hidden,
-            activation=self.activation,
-            use_bias=self.use_bias,
-            recompute=self.recompute,
-            dropout=self.expert_dropout,
-            seed=self.seed,
-            kernel_initializer=self.kernel_initializer,
-            kernel_regularizer=self.kernel_regularizer,
-            kernel_constraint=self.kernel_constraint,
-            dtype=self.dtype_policy,
-        )
-
     def build(self, input_shape):
         is_shape = isinstance(input_shape, (tuple, list, tf.TensorShape))  # a config may hold anything
         if not is_shape or len(input_shape) < 2 or not input_shape[-1]:
@@ -258,7 +244,7 @@ class SparseMoE(keras.layers.Layer):
                 use_bias=self.use_bias,
                 dropout=self.expert_dropout,
                 # Another seed than the gate's, whose noise would have the same random bits.
-                seed=None if self.seed is None else self.seed + 1,
+                seed=None if self.seed is None else (self.seed + 1) % 2**63,
                 kernel_initializer=self.kernel_initializer,
                 kernel_regularizer=self.kernel_regularizer,
                 kernel_constraint=self.kernel_constraint,
@@ -278,15 +264,12 @@ class SparseMoE(keras.layers.Layer):
             return self._call(inputs, mask, training, gate_id)
 
     def _call(self, inputs, mask, training, gate_id):
-        tokens, token_mask, gate_id = self._flatten(inputs, mask, gate_id)
-        shards = current_shards()
+        positions, shards = self._flatten(inputs, mask, gate_id), current_shards()
         if shards is not None:
-            tokens = shards.lay_out_batch(tokens)
-            token_mask = None if token_mask is None else shards.lay_out_batch(token_mask)
-            gate_id = None if gate_id is None else shards.lay_out_batch(gate_id)
-        screened, routing = self._route(tokens, token_mask, gate_id, training)
+            positions = lay_out(positions, shards)
+        screened, routing = self._route(positions, training)
         record(self, routing)
-        tokens = screened.clear(tokens)
+        tokens = screened.clear(positions.tokens)
         plan = make_plan(
             tokens,
             routing.expert_index,
@@ -307,18 +290,14 @@ class SparseMoE(keras.layers.Layer):
         if training:
             self.add_loss(self._balance_loss(routing))
         self._update_metrics(routing, plan, screened)
-        if shards is not None and inputs.shape[0] % shards.batch_pieces:
-            outputs = shards.whole(outputs)
-        if inputs.shape.is_fully_defined():
-            return tf.reshape(outputs, inputs.shape)
-        return tf.ensure_shape(tf.reshape(outputs, tf.shape(inputs)), inputs.shape)
+        return restore(outputs, inputs, shards)
 
     def route(self, inputs, mask=None, training: bool = False, gate_id=None) -> Routing:
         """What the gate decides for these inputs, without computing any expert.
 
         Args:
             inputs: Floating point `(..., D)`, as in a call.
-            mask: Optional bool, shaped as the leading dimensions.
+            mask: Optional bool, shaped as the leading dimensions; by default the inputs' Keras mask.
             training: Whether the gate draws noise. Default False.
             gate_id: Integers for a gate that takes them, as in a call.
 
@@ -326,32 +305,26 @@ class SparseMoE(keras.layers.Layer):
             A `Routing` over the T positions of the flattened leading dimensions, with `gates` filled in up to 4096
             experts.
         """
+        mask = attached_mask(inputs) if mask is None else mask
         # As Keras does before a call: rounded to the compute dtype, tokens may go elsewhere.
         inputs = self.dtype_policy.convert_input(tf.convert_to_tensor(inputs), self.autocast, self.input_dtype)
         if not self.built:
             self.build(inputs.shape)
-        _, routing = self._route(*self._flatten(inputs, mask, gate_id), training)
+        _, routing = self._route(self._flatten(inputs, mask, gate_id), training)
         return routing._replace(gates=dense_gates(routing, self.total_experts))
 
-    def _route(self, tokens, token_mask, gate_id, training) -> tuple[Screen, Routing]:
+    def _route(self, positions: Positions, training) -> tuple[Screen, Routing]:
         """Which tokens are valid, and what the gate decides for these."""
-        screened, options = screen(tokens, token_mask), {}
-        if gate_id is not None:
-            screened = screened._replace(valid=screened.valid & self.gate.knows(gate_id))
-            options["gate_id"] = gate_id  # a gate of one's own need not have the argument
-        return screened, self.gate(tokens, mask=screened.valid, training=training, **options)
+        screened, options = screen(positions.tokens, positions.mask), {}
+        if positions.gate_id is not None:
+            screened = screened._replace(valid=screened.valid & self.gate.knows(positions.gate_id))
+            options["gate_id"] = positions.gate_id  # a gate of one's own need not have the argument
+        return screened, self.gate(positions.tokens, mask=screened.valid, training=training, **options)
 
-    def _flatten(self, inputs, mask, gate_id):
-        """Inputs (..., D) -> tokens (T, D), mask (T,) and ids (T,)."""
+    def _flatten(self, inputs, mask, gate_id) -> Positions:
         checks.floating("SparseMoE", inputs)
-        if mask is not None:
-            mask = checks.mask(mask, inputs)
-            mask = tf.reshape(mask, [math.prod(mask.shape) if mask.shape.is_fully_defined() else -1])
         self.gate.check_takes(gate_id)
-        if gate_id is not None:
-            gate_id = spread_ids(gate_id, inputs)
-        tokens = math.prod(inputs.shape[:-1]) if inputs.shape.is_fully_defined() else -1
-        return tf.reshape(inputs, [tokens, inputs.shape[-1]]), mask, gate_id
+        return flatten(inputs, mask, gate_id)
 
     def _balance_loss(self, routing: Routing):
         loss = tf.cast(routing.loss, tf.float32)
@@ -375,23 +348,21 @@ class SparseMoE(keras.layers.Layer):
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
     def get_config(self):
-        expert = self.expert and [_serialized(e) for e in self.experts.layers]
-        if expert and not isinstance(self.expert, (list, tuple)):
-            expert = {"made": expert}  # by a function, see from_config
         return {
             **super().get_config(),
             "dtype": keras.dtype_policies.serialize(self._policy_with_parts()),
             "num_experts": self.num_experts,
             "expert_hidden": self.expert_hidden,
             "k": self.k,
-            "gate": self._gate_name or _serialized(self.gate),
+            # A name would make a gate of its own for each layer that has this one.
+            "gate": to_config(self.gate, self) if self.gate.was_passed else self._gate_name,
             "importance_weight": self.importance_weight,
             "load_weight": self.load_weight,
             "capacity_factor": self.capacity_factor,
             "activation": keras.activations.serialize(self.activation),
             "output_activation": keras.activations.serialize(self.output_activation),
             "use_bias": self.use_bias,
-            "expert": expert,
+            "expert": self.expert and experts_to_config(self.expert, self.experts),
             "recompute": self.recompute,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
@@ -400,7 +371,7 @@ class SparseMoE(keras.layers.Layer):
             "drop_by": self.drop_by,
             "expert_dropout": self.expert_dropout,
             "shared_expert_hidden": self.shared_expert_hidden,
-            **frozen_config(self, self._parts()),
+            **frozen_config(self, self._parts(), self._frozen),
         }
 
     def _policy_with_parts(self) -> keras.dtype_policies.DTypePolicy:
@@ -423,30 +394,7 @@ class SparseMoE(keras.layers.Layer):
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        expert = config.get("expert")
-        if isinstance(expert, dict):
-            if "made" not in expert:
-                raise ValueError(f"expert in a config must be a list, or under 'made' a list. Received: {expert}.")
-            # By a function again, which hands them out: Keras looks for weights in every list that a layer has, and a
-            # list here would come before the bank, in which they were when the file was written. They are built there,
-            # not before: optimizers may go by the paths of weights.
-            unbuilt = ({**made, "build_config": None} for made in expert["made"])
-            config["expert"] = iter([keras.saving.deserialize_keras_object(made) for made in unbuilt]).__next__
-        elif isinstance(expert, (list, tuple)):
-            config["expert"] = [keras.saving.deserialize_keras_object(e) for e in expert]
         frozen = tuple(config.pop("frozen", ()))
-        layer = cls(**config)
+        layer = cls(**{**config, "expert": experts_from_config(config.get("expert"))})
         layer._frozen = frozen
         return layer
-
-
-def _serialized(part: keras.layers.Layer) -> dict:
-    # Twice: while a model is saved, Keras marks what it meets again, so that it is loaded as one object. It would
-    # mark a part of two layers in the second one only (it copies the configs of what is inside of layers), and the
-    # loaded model would have two parts, and weights for one.
-    keras.saving.serialize_keras_object(part)
-    return keras.saving.serialize_keras_object(part)
-
-
-def _share(x: float) -> bool:
-    return 0 <= x < 1

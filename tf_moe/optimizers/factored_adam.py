@@ -63,7 +63,7 @@ class FactoredAdam(keras.optimizers.Optimizer):
         **kwargs,
     ):
         for decay, value in (("beta_1", beta_1), ("beta_2", beta_2)):
-            checks.number(decay, value, "a number from 0 to below 1", lambda x: 0 <= x < 1)
+            checks.share(decay, value)
         checks.at_least_zero("epsilon", epsilon)
         if weight_decay is not None:
             checks.at_least_zero("weight_decay", weight_decay)

@@ -1,0 +1,50 @@
+"""The positions of an input of any rank, in a row."""
+
+import math
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tf_moe import checks
+from tf_moe.gates.ids import spread_ids
+from tf_moe.mesh.shards import Shards
+
+
+class Positions(NamedTuple):
+    """T positions of width D.
+
+    Attributes:
+        tokens: `(T, D)`.
+        mask: Bool `(T,)`, or None.
+        gate_id: Integers `(T,)`, or None.
+    """
+
+    tokens: tf.Tensor
+    mask: tf.Tensor | None
+    gate_id: tf.Tensor | None
+
+
+def flatten(inputs: tf.Tensor, mask: tf.Tensor | None, gate_id: tf.Tensor | None) -> Positions:
+    """Inputs `(..., D)`, a mask of their leading dimensions, and ids of these or of the first of them."""
+    static = inputs.shape.is_fully_defined()
+    if mask is not None:
+        mask = checks.mask(mask, inputs)
+        mask = tf.reshape(mask, [math.prod(mask.shape) if mask.shape.is_fully_defined() else -1])
+    if gate_id is not None:
+        gate_id = spread_ids(gate_id, inputs)
+    tokens = tf.reshape(inputs, [math.prod(inputs.shape[:-1]) if static else -1, inputs.shape[-1]])
+    return Positions(tokens, mask, gate_id)
+
+
+def lay_out(positions: Positions, shards: Shards) -> Positions:
+    """On a mesh: split over the devices."""
+    return Positions(*(None if part is None else shards.lay_out_batch(part) for part in positions))
+
+
+def restore(outputs: tf.Tensor, inputs: tf.Tensor, shards: Shards | None) -> tf.Tensor:
+    """Outputs `(T, D)` in the shape of the inputs that the positions are of."""
+    if shards is not None and inputs.shape[0] % shards.batch_pieces:
+        outputs = shards.whole(outputs)
+    if inputs.shape.is_fully_defined():
+        return tf.reshape(outputs, inputs.shape)
+    return tf.ensure_shape(tf.reshape(outputs, tf.shape(inputs)), inputs.shape)
