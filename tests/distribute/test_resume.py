@@ -87,6 +87,8 @@ class Interrupt(keras.callbacks.Callback):
 
 
 class ResumeTest(TestCase):
+    examples = 22
+
     def setUp(self):
         super().setUp()
         self.directory = pathlib.Path(self.get_temp_dir(), self._testMethodName)
@@ -113,7 +115,7 @@ class ResumeTest(TestCase):
         return interrupt.losses
 
     def arrays(self):
-        x = np.random.RandomState(0).randn(22, 1, 1).astype("float32")
+        x = np.random.RandomState(0).randn(self.examples, 1, 1).astype("float32")
         return {"x": x, "y": x**2, "batch_size": 4}
 
     def dataset(self):
@@ -408,6 +410,7 @@ class ResumeTest(TestCase):
     @parameterized.parameters(("known_length", 2, True), ("known_length", "epoch", False), ("arrays", 2, False))
     def test_from_one_device_to_a_mesh_and_back(self, kind, save_freq, is_told):
         """In the middle of an epoch a dataset does not come in the same order, which one is told; arrays do."""
+        self.examples = 24  # batches of one size, of which a mesh makes one program
 
         def model_on(strategy):
             with strategy.scope():
