@@ -49,7 +49,7 @@ def measure(experts: int, options) -> dict[str, float]:
     def route(x):
         index = tf.math.top_k(tf.random.uniform([tf.shape(x)[0], experts]), options.k).indices
         values = tf.fill(tf.shape(index), 1 / options.k)
-        return dispatch_sorted(index, values, experts, block=True), values
+        return dispatch_sorted(index, values, experts, with_block=True), values
 
     @tf.function
     def whole(x):
@@ -72,7 +72,7 @@ def measure(experts: int, options) -> dict[str, float]:
         rows = plan.dispatch(x)
         with tf.GradientTape() as tape:
             tape.watch(rows)
-            loss = tf.reduce_sum(layer.experts(rows, plan.counts, block=plan.block) ** 2)
+            loss = tf.reduce_sum(layer.experts(rows, plan.counts, places=plan.places) ** 2)
         return tape.gradient(loss, [rows, *(w.value for w in layer.experts.trainable_variables)])
 
     choose = tf.function(

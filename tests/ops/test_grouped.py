@@ -14,7 +14,7 @@ import tf_moe
 from tests.base import TestCase
 from tf_moe.ops import grouped, hot_groups, layout
 from tf_moe.ops.grouped import apply_grouped
-from tf_moe.ops.hot_groups import HotGroups, cheapest_capacity
+from tf_moe.ops.hot_groups import HotGroups, cheapest_places
 from tf_moe.ops.layout import lay_out
 from tf_moe.ops.rows import take_rows
 
@@ -48,7 +48,7 @@ def chosen(function, rows, counts, weights, recompute=False):
     index = tf.repeat(tf.range(groups + 1), tf.concat([counts, [size - tf.reduce_sum(counts)]], 0))
     places = lay_out(tf.ensure_shape(tf.reshape(index, [size]), rows.shape[:1]), groups)
     rows = take_rows(rows, places.item, tf.expand_dims(places.row, -1))
-    output = apply_grouped(function, rows, counts, weights, places.capacity, recompute)
+    output = apply_grouped(function, rows, counts, weights, places.places, recompute)
     return take_rows(output, places.row, tf.expand_dims(places.item, -1))
 
 
@@ -57,7 +57,7 @@ def recomputed(function, rows, counts, weights):
 
 
 def with_capacity(capacity_of):
-    return mock.patch.object(layout, "cheapest_capacity", capacity_of)
+    return mock.patch.object(layout, "cheapest_places", capacity_of)
 
 
 def block_alone(function, rows, counts, weights):
@@ -341,7 +341,7 @@ class CheapestCapacityTest(TestCase):
             ([10, 8, 7, 7], 10),
         ):
             with self.subTest(counts=counts):
-                capacity = cheapest_capacity(tf.constant(counts))
+                capacity = cheapest_places(tf.constant(counts))
                 self.assertEqual((int(capacity), capacity.dtype), (expected, tf.int32))
 
     def test_costs_no_more_than_a_block_or_a_loop_alone(self):
@@ -353,7 +353,7 @@ class CheapestCapacityTest(TestCase):
 
         for scale in (3, 40, 40, 400, 400):
             counts = np.sort(self.rng.geometric(1 / scale, self.rng.integers(1, 20)))
-            capacity = int(cheapest_capacity(tf.constant(counts, tf.int32)))
+            capacity = int(cheapest_places(tf.constant(counts, tf.int32)))
             self.assertBetween(capacity, 0, counts.max())
             for other in (0, int(np.ceil(counts.mean())), counts.max()):
                 self.assertLessEqual(cost(counts, capacity), cost(counts, other) * 1.0001, (counts, capacity, other))

@@ -3,7 +3,7 @@ import hypothesis.strategies as st
 import numpy as np
 
 from tests.base import TestCase
-from tf_moe.ops.hot_groups import cheapest_capacity
+from tf_moe.ops.hot_groups import cheapest_places
 
 loads = st.lists(st.integers(0, 9) | st.integers(0, 3000), min_size=1, max_size=40)
 
@@ -12,7 +12,7 @@ class CheapestCapacityTest(TestCase):
     def rows(self, counts):
         """Rows that the block and what is beyond it have together."""
         counts = np.array(counts, "int32")
-        capacity = int(cheapest_capacity(counts))
+        capacity = int(cheapest_places(counts))
         self.assertBetween(capacity, 0, counts.max())
         return len(counts) * capacity + np.maximum(counts - capacity, 0).sum()
 

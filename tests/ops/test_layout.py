@@ -14,7 +14,7 @@ class LayoutTest(TestCase):
     """N items, G groups, C places a group in the block."""
 
     def lay_out(self, index, groups, capacity):
-        with mock.patch.object(layout, "cheapest_capacity", return_value=tf.constant(capacity)):
+        with mock.patch.object(layout, "cheapest_places", return_value=tf.constant(capacity)):
             return lay_out(tf.constant(index, tf.int32), groups)
 
     def test_a_scene(self):
@@ -31,8 +31,8 @@ class LayoutTest(TestCase):
 
     def test_without_a_block(self):
         index = tf.constant([1, 0, 2, 0])
-        found = lay_out(index, 2, block=False)
-        self.assertIsNone(found.capacity)
+        found = lay_out(index, 2, with_block=False)
+        self.assertIsNone(found.places)
         self.assertAllEqual(found.item, [1, 3, 0])
         self.assertAllEqual(found.row, [2, 0, -1, 1])
         found = tf.function(lambda index: lay_out(index, 2)[:2], jit_compile=True)(index)

@@ -11,7 +11,7 @@ from tf_moe import checks
 from tf_moe.analysis.counts import leaves
 from tf_moe.dispatch import capacity_of
 from tf_moe.layers import SparseMoE
-from tf_moe.ops.hot_groups import cheapest_capacity
+from tf_moe.ops.hot_groups import cheapest_places
 
 # Float32 numbers that a gate keeps for each token and expert: noise, its deviation, noisy logits, and what the
 # derivatives of the load estimate need.
@@ -126,5 +126,5 @@ def _rows(layer: SparseMoE, tokens: int) -> int:
     if not layer.experts.takes_block:
         return k * tokens
     loads = np.random.default_rng(0).multinomial(k * tokens, [1 / experts] * experts)
-    block = int(cheapest_capacity(loads.astype("int32")))
-    return experts * block + int(np.maximum(loads - block, 0).sum())
+    places = int(cheapest_places(loads.astype("int32")))
+    return experts * places + int(np.maximum(loads - places, 0).sum())

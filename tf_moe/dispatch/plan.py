@@ -20,8 +20,8 @@ class Plan(NamedTuple):
         dropped: Int32 scalar, assignments that found no place.
         capacity: Rows of the buffer for each expert, the first `counts` of which it uses; None where the experts' rows
             follow one another without gaps.
-        block: Where nothing is dropped, the rows of each expert that stand in the block at the buffer's start, before
-            the others, which follow one another; None where there is no block.
+        places: Where nothing is dropped, the places of each expert in the block at the buffer's start, before what
+            experts have beyond it, which follows one another; None where there is no block.
 
     Example:
 
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
     counts: tf.Tensor
     dropped: tf.Tensor
     capacity: int | tf.Tensor | None = None
-    block: tf.Tensor | None = None
+    places: tf.Tensor | None = None
 
     @property
     def assigned(self) -> tf.Tensor:

@@ -22,7 +22,7 @@ class ShardedPlan(NamedTuple):
         dropped: Int32 scalar, assignments beyond the capacity, over all devices.
         capacity: Rows of an expert that each device may send; None where it sends all.
         shards: The mesh.
-        block: None: rows are sorted.
+        places: None: rows are sorted.
 
     Example:
 
@@ -51,7 +51,7 @@ class ShardedPlan(NamedTuple):
     dropped: tf.Tensor
     capacity: int | None
     shards: Shards
-    block: None = None
+    places: None = None
 
     @property
     def assigned(self) -> tf.Tensor:

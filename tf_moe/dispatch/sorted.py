@@ -6,15 +6,17 @@ from tf_moe.dispatch.plan import Plan
 from tf_moe.ops.layout import lay_out
 
 
-def dispatch_sorted(expert_index: tf.Tensor, combine_weights: tf.Tensor, num_experts: int, block: bool = False) -> Plan:
+def dispatch_sorted(
+    expert_index: tf.Tensor, combine_weights: tf.Tensor, num_experts: int, with_block: bool = False
+) -> Plan:
     """Every assignment gets a row: first all of expert 0, then all of expert 1, and so on, in the order of the tokens.
 
     Args:
         expert_index: Int32 `(T, K)`.
         combine_weights: `(T, K)`; an assignment with weight zero gets no row.
         num_experts: Number of experts E.
-        block: Whether the first assignments of all experts come first, in as many places for each as is fastest with
-            these loads, and then what the others have beyond them (`tf_moe.ops.layout.Layout`).
+        with_block: Whether the first assignments of all experts come first, in as many places for each as is fastest
+            with these loads, and then what the others have beyond them (`tf_moe.ops.layout.Layout`).
 
     Returns:
         A plan with as many rows as there are assignments, and the empty places of the block. Under XLA, where that
@@ -28,6 +30,6 @@ def dispatch_sorted(expert_index: tf.Tensor, combine_weights: tf.Tensor, num_exp
     (array([1, 2, 1], dtype=int32), array([1, 0, 2, 3], dtype=int32))
     """
     assigned = combine_weights > 0
-    layout = lay_out(tf.reshape(tf.where(assigned, expert_index, num_experts), [-1]), num_experts, block)
+    layout = lay_out(tf.reshape(tf.where(assigned, expert_index, num_experts), [-1]), num_experts, with_block)
     slot = tf.reshape(layout.row, tf.shape(expert_index))
-    return Plan(layout.item, slot, layout.counts, dropped=tf.constant(0), block=layout.capacity)
+    return Plan(layout.item, slot, layout.counts, dropped=tf.constant(0), places=layout.places)

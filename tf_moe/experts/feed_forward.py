@@ -53,7 +53,7 @@ class FeedForward(QuantizableBank):
             expert on each device.
         counts: Int32 `(E,)`, rows of each expert; on a mesh, `tf_moe.mesh.groups.Groups`.
         capacity: C, or None where rows are sorted without gaps. On a mesh, the rows of an expert that a device sends.
-        block: Where there is no capacity, the rows of each expert that come before all others, see `Plan`; or None.
+        places: Where there is no capacity, the places of each expert in a block, see `Plan`; None without a block.
         training: Whether hidden units are dropped. Default False.
 
     Example:
@@ -134,7 +134,7 @@ class FeedForward(QuantizableBank):
         rows: tf.Tensor,
         counts: tf.Tensor | Groups,
         capacity: int | tf.Tensor | None = None,
-        block: tf.Tensor | None = None,
+        places: tf.Tensor | None = None,
         training: bool = False,
     ) -> tf.Tensor:
         # Read whole: a gather of a variable would make every later read copy it.
@@ -151,7 +151,7 @@ class FeedForward(QuantizableBank):
             move = Exchange(shards_of(self.hidden_kernel))
             return apply_grouped_mesh(function, rows, counts, weights, move, capacity, self.recompute)
         if capacity is None:
-            return apply_grouped(function, rows, counts, weights, block, self.recompute)
+            return apply_grouped(function, rows, counts, weights, places, self.recompute)
         function = recompute(function) if self.recompute else function
         stack = tf.reshape(rows, [self.num_experts, capacity, rows.shape[-1]])
         return tf.reshape(function(stack, *weights), tf.shape(rows))

@@ -29,7 +29,7 @@ class LayerBank(keras.layers.Layer):
         rows: `(S, D)`, sorted by expert; or `(E * C, D)`, C rows for each.
         counts: Int32 `(E,)`, rows of each expert.
         capacity: C, or None where rows are sorted without gaps.
-        block: Always None.
+        places: Always None.
         training: What the experts are told that take such an argument. Default False.
 
     Example:
@@ -86,7 +86,7 @@ class LayerBank(keras.layers.Layer):
         rows: tf.Tensor,
         counts: tf.Tensor,
         capacity: int | tf.Tensor | None = None,
-        block=None,
+        places=None,
         training: bool = False,
     ) -> tf.Tensor:
         if isinstance(counts, Groups):

@@ -144,7 +144,7 @@ class QuantizableBank(keras.layers.Layer):
         if mode != "int8":
             raise self._not_implemented_error(self.quantize, f"Only mode='int8' is. Received: mode={mode!r}.")
 
-    def _int8_call(self, rows, counts, capacity=None, block=None, training=False):
+    def _int8_call(self, rows, counts, capacity=None, places=None, training=False):
         """What Keras calls instead of `call` once the layer is quantized."""
         if training:
             raise ValueError(

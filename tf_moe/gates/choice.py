@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tf_moe.ops.choice import read_at, top_k
+from tf_moe.ops.chosen import read_at, top_k
 from tf_moe.ops.chosen_probability import top_k_probability
 from tf_moe.ops.ties import top_k_spread
 

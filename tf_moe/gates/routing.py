@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tf_moe.ops.choice import add_at
+from tf_moe.ops.chosen import add_at
 from tf_moe.ops.sums import sum_by_group
 
 # Above this many experts the (T, E) matrix of gate values is not made for inspection.

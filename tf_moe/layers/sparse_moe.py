@@ -9,7 +9,7 @@ import tensorflow as tf
 from tf_moe import checks, gates
 from tf_moe.dispatch import Plan
 from tf_moe.dispatch.capacity import check_drop_by
-from tf_moe.dispatch.choice import make_plan
+from tf_moe.dispatch.make_plan import make_plan
 from tf_moe.experts.policies import policy_with_parts
 from tf_moe.experts.shared import shared_expert
 from tf_moe.gates.ids import attached_mask, check_ids
@@ -35,7 +35,8 @@ class SparseMoE(keras.layers.Layer):
     Masked positions take no place in any expert, count in no loss and no statistic, and come back as zeros; the mask is
     passed on. In training the layer adds its balance losses, `importance_weight * CV(importance)^2 + load_weight *
     CV(load)^2`, over all unmasked positions. It logs `importance_cv`, `load_cv`, `max_over_mean_load`,
-    `dropped_fraction` and `nonfinite_fraction` as metrics that start with its name.
+    `dropped_fraction` and `nonfinite_fraction` as metrics that start with its name, so that mixtures of a model need
+    different names, those inside of its blocks too.
 
     A position with a NaN or an infinity, or with features that add up to 1e35 and so overflow in float32 once they meet
     weights, comes back as NaN, and otherwise counts as a masked one does: it reaches no expert, no other position, no
@@ -282,7 +283,7 @@ class SparseMoE(keras.layers.Layer):
             shards=shards,
         )
         rows = plan.dispatch(tokens)
-        rows = self.experts(rows, plan.counts, capacity=plan.capacity, block=plan.block, training=training)
+        rows = self.experts(rows, plan.counts, capacity=plan.capacity, places=plan.places, training=training)
         outputs = tf.cast(plan.combine(rows, routing.combine_weights), self.compute_dtype)
         if self.shared_expert is not None:
             outputs += tf.cast(self.shared_expert(tokens, training=training), self.compute_dtype)

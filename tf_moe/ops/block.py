@@ -23,28 +23,28 @@ class Block(NamedTuple):
     place: tf.Tensor
 
 
-def make_block(counts: tf.Tensor, size: int | tf.Tensor, capacity: int | tf.Tensor) -> Block:
-    """The block that holds the first `capacity` of each group's rows.
+def make_block(counts: tf.Tensor, size: int | tf.Tensor, places: int | tf.Tensor) -> Block:
+    """The block that holds the first rows of each group.
 
     Args:
         counts: Int32 `(G,)`, rows of each group; the groups' rows follow one another.
         size: Number of rows S, at least the sum of the counts.
-        capacity: Number of places C a group has.
+        places: Number of places C a group has.
     """
     ends = tf.cumsum(counts)
     starts = ends - counts
-    row = held_by_block(starts, counts, capacity)
+    row = held_by_block(starts, counts, places)
     index = tf.range(size)
     group = tf.searchsorted(ends, index, side="right")
     inside = tf.minimum(group, counts.shape[0] - 1)
     position = index - tf.gather(starts, inside)
-    held = tf.logical_and(group < counts.shape[0], position < capacity)
-    return Block(row, tf.where(held, inside * capacity + position, -1))
+    held = tf.logical_and(group < counts.shape[0], position < places)
+    return Block(row, tf.where(held, inside * places + position, -1))
 
 
-def held_by_block(starts: tf.Tensor, counts: tf.Tensor, capacity: int | tf.Tensor) -> tf.Tensor:
+def held_by_block(starts: tf.Tensor, counts: tf.Tensor, places: int | tf.Tensor) -> tf.Tensor:
     """The row at each place of a block, int32 `(G, C)`, -1 where there is none, given each group's first row."""
-    column = tf.expand_dims(tf.range(capacity), 0)
+    column = tf.expand_dims(tf.range(places), 0)
     return tf.where(column < tf.expand_dims(counts, 1), tf.expand_dims(starts, 1) + column, -1)
 
 

@@ -30,7 +30,7 @@ def matmul_by_group(tokens: tf.Tensor, group: tf.Tensor, kernel: tf.Tensor) -> t
     layout = lay_out(tf.reshape(group, [-1]), kernel.shape[0])
     source = tf.where(layout.item < 0, -1, tf.math.floordiv(layout.item, choices))
     rows = take_rows(tokens, source, tf.reshape(layout.row, [size, choices]))
-    products = apply_grouped(tf.matmul, rows, layout.counts, [kernel], layout.capacity)
+    products = apply_grouped(tf.matmul, rows, layout.counts, [kernel], layout.places)
     products = take_rows(products, layout.row, tf.expand_dims(layout.item, -1))  # in the order of the tokens
     return tf.reshape(products, [size, choices, kernel.shape[-1]])
 

@@ -13,20 +13,20 @@ class Chunks:
     Args:
         counts: Int32 `(G,)`, rows of each group.
         size: Int32 scalar, number of rows S.
-        block: Whether there is a block. Default True. Without one, chunks are as large as its places for a group would
-            be, so that most groups are one chunk.
+        with_block: Whether there is a block. Default True. Without one, chunks are as large as its places for a group
+            would be, so that most groups are one chunk.
 
     Attributes:
-        capacity: Int32 scalar, rows of each group that stand in the block: two standard deviations of evenly random
+        places: Int32 scalar, places of each group in the block: two standard deviations of evenly random
             loads over their mean. XLA folds it to a constant, since it knows S when it compiles.
     """
 
-    def __init__(self, counts: tf.Tensor, size: tf.Tensor, block: bool = True):
+    def __init__(self, counts: tf.Tensor, size: tf.Tensor, with_block: bool = True):
         mean = tf.cast(size, tf.float32) / counts.shape[0]
-        places = tf.where(mean >= 2, tf.cast(tf.round(mean + 2 * tf.sqrt(mean)), tf.int32), 0)
-        self.capacity = places if block else tf.constant(0)
-        self._chunk_rows = tf.maximum(8, places // 4 if block else places)
-        beyond = tf.maximum(counts - self.capacity, 0)
+        fitting = tf.where(mean >= 2, tf.cast(tf.round(mean + 2 * tf.sqrt(mean)), tf.int32), 0)
+        self.places = fitting if with_block else tf.constant(0)
+        self._chunk_rows = tf.maximum(8, fitting // 4 if with_block else fitting)
+        beyond = tf.maximum(counts - self.places, 0)
         self._up_to = tf.cumsum(tf.math.floordiv(beyond + self._chunk_rows - 1, self._chunk_rows))
         self._starts, self._counts = tf.cumsum(counts, exclusive=True), counts
 
@@ -66,7 +66,7 @@ class Chunks:
         """The group of chunk n and the places of its rows, (chunk_rows,), -1 after its last."""
         group = tf.searchsorted(self._up_to, tf.expand_dims(n, 0), side="right")[0]
         before = tf.where(group > 0, tf.gather(self._up_to, tf.maximum(group - 1, 0)), 0)
-        position = self.capacity + (n - before) * self._chunk_rows + tf.range(self._chunk_rows)
+        position = self.places + (n - before) * self._chunk_rows + tf.range(self._chunk_rows)
         place = tf.gather(self._starts, group) + position
         return group, tf.where(position < tf.gather(self._counts, group), place, -1)
 

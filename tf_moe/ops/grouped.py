@@ -30,7 +30,7 @@ def apply_grouped(
     rows: tf.Tensor,
     counts: tf.Tensor,
     weights: Sequence[tf.Tensor],
-    capacity: tf.Tensor | None = None,
+    places: tf.Tensor | None = None,
     recompute: bool = False,
 ) -> tf.Tensor:
     """Apply `function` to rows by group, each group with its own slice of the weights.
@@ -40,27 +40,27 @@ def apply_grouped(
             any g and n, each row by itself, and maps zero rows to something finite. It draws nothing and has no side
             effects: for the rows in the loop it is called again in the backward pass.
         rows: `(S, D)`, as a `Layout` says: C places for each group, empty ones zero, then what groups have beyond them,
-            sorted by group. Without a capacity, sorted by group; rows after the last group's are not looked at.
+            sorted by group. Without places, sorted by group; rows after the last group's are not looked at.
         counts: Int32 `(G,)` with G static, rows of each group.
         weights: Tensors `(G, ...)`.
-        capacity: Int32 scalar C; None for rows that are sorted without a block, as under XLA.
+        places: Int32 scalar C; None for rows that are sorted without a block, as under XLA.
         recompute: Whether nothing inside `function` is kept for the backward pass.
 
     Returns:
         `(S, O)`, arranged as the rows are. Where a row is empty, what the function makes of zeros; after the last
         group's rows, zero.
     """
-    if capacity is None:
+    if places is None:
         return _apply_sorted(function, rows, counts, weights, recompute)
     in_block = keep_nothing(function) if recompute else function
-    beyond = HotGroups(counts, capacity)
-    held = counts.shape[0] * capacity
+    beyond = HotGroups(counts, places)
+    held = counts.shape[0] * places
 
     @tf.custom_gradient
     def apply(rows, *weights):
         # By hand, so that the loop's gradients are added to the block's in place. The automatic gradient of a loop
         # would add a whole stack of weight gradients in every turn.
-        block = tf.reshape(rows[:held], [counts.shape[0], capacity, rows.shape[-1]])
+        block = tf.reshape(rows[:held], [counts.shape[0], places, rows.shape[-1]])
         with tf.GradientTape(persistent=True) as tape:
             tape.watch([block, *weights])
             output = in_block(block, *weights)
@@ -83,7 +83,7 @@ def _apply_sorted(function: Function, rows, counts, weights, recompute):
     in_block = keep_nothing(function) if recompute else function
     size = tf.shape(rows)[0]
     beyond = Chunks(counts, size)
-    block = make_block(counts, size, beyond.capacity)
+    block = make_block(counts, size, beyond.places)
 
     @tf.custom_gradient
     def apply(rows, *weights):

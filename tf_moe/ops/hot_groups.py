@@ -15,13 +15,13 @@ class HotGroups:
 
     Args:
         counts: Int32 `(G,)`, rows of each group.
-        capacity: Int32 scalar C, rows of each group that stand in the block.
+        places: Int32 scalar C, places of each group in the block.
     """
 
-    def __init__(self, counts: tf.Tensor, capacity: tf.Tensor):
-        self._group = tf.cast(tf.squeeze(tf.where(counts > capacity), -1), tf.int32)
-        more = tf.gather(counts, self._group) - capacity
-        self._stop = counts.shape[0] * capacity + tf.cumsum(more)
+    def __init__(self, counts: tf.Tensor, places: tf.Tensor):
+        self._group = tf.cast(tf.squeeze(tf.where(counts > places), -1), tf.int32)
+        more = tf.gather(counts, self._group) - places
+        self._stop = counts.shape[0] * places + tf.cumsum(more)
         self._start = self._stop - more
         self._turns = tf.size(self._group)
 
@@ -78,7 +78,7 @@ class HotGroups:
         return tf.concat([block, pieces.concat()], 0)
 
 
-def cheapest_capacity(counts: tf.Tensor) -> tf.Tensor:
+def cheapest_places(counts: tf.Tensor) -> tf.Tensor:
     """The number of places a group that makes a step with these loads cheapest; 0 for no block at all.
 
     Args:

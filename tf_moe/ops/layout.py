@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tf_moe.ops.block import held_by_block
 from tf_moe.ops.groups import Groups, group_by
-from tf_moe.ops.hot_groups import cheapest_capacity
+from tf_moe.ops.hot_groups import cheapest_places
 from tf_moe.ops.rows import gather_or_zero
 from tf_moe.ops.xla import compiled_by_xla
 
@@ -21,24 +21,24 @@ class Layout(NamedTuple):
         item: Int32 `(S,)`, the item in each row; -1 where a row is empty.
         row: Int32 `(N,)`, the row of each item; -1 for an item of no group.
         counts: Int32 `(G,)`, items of each group.
-        capacity: Int32 scalar C. None: there is no block, all rows are sorted by group, and those of no group come
-            last.
+        places: Int32 scalar C, places of each group in the block. None: there is no block, all rows are sorted by
+            group, and those of no group come last.
     """
 
     item: tf.Tensor
     row: tf.Tensor
     counts: tf.Tensor
-    capacity: tf.Tensor | None
+    places: tf.Tensor | None
 
 
-def lay_out(index: tf.Tensor, num_groups: int, block: bool = True) -> Layout:
+def lay_out(index: tf.Tensor, num_groups: int, with_block: bool = True) -> Layout:
     """Arrange items by group so that `apply_grouped` is fastest.
 
     Args:
         index: Int32 `(N,)`, the group of each item; `num_groups` for an item of no group.
         num_groups: Number of groups G.
-        block: Whether there may be a block. Its size follows from the loads. Under XLA, where it cannot, there is none,
-            and there are always N rows.
+        with_block: Whether there may be a block. Its size follows from the loads. Under XLA, where it cannot, there is
+            none, and there are always N rows.
     """
     groups = group_by(index, num_groups)
     place = tf.where(index < num_groups, groups.place, -1)
@@ -46,24 +46,24 @@ def lay_out(index: tf.Tensor, num_groups: int, block: bool = True) -> Layout:
     if compiled_by_xla():
         item = tf.where(tf.range(tf.size(index)) < total, groups.order, -1)
         return Layout(item, place, groups.counts, None)
-    if not block:
+    if not with_block:
         return Layout(groups.order[:total], place, groups.counts, None)
-    return _with_block(index, place, groups, total, cheapest_capacity(groups.counts))
+    return _with_block(index, place, groups, total, cheapest_places(groups.counts))
 
 
-def _with_block(index, place, groups: Groups, total, capacity):
-    held = tf.reshape(held_by_block(groups.starts, groups.counts, capacity), [-1])  # which sorted item, if any
+def _with_block(index, place, groups: Groups, total, places):
+    held = tf.reshape(held_by_block(groups.starts, groups.counts, places), [-1])  # which sorted item, if any
 
     group = tf.minimum(index, groups.counts.shape[0] - 1)
     position = place - tf.gather(groups.starts, group)
-    more = tf.maximum(groups.counts - capacity, 0)
-    beyond = tf.gather(groups.counts.shape[0] * capacity + tf.cumsum(more, exclusive=True) - capacity, group)
-    row = tf.where(position < capacity, group * capacity, beyond) + position
+    more = tf.maximum(groups.counts - places, 0)
+    beyond = tf.gather(groups.counts.shape[0] * places + tf.cumsum(more, exclusive=True) - places, group)
+    row = tf.where(position < places, group * places, beyond) + position
     row = tf.where(place < 0, -1, row)
 
     # Rows beyond the block hold what is left of the sorted items, in their order.
     sorted_group = tf.gather(group, groups.order[:total])
     sorted_position = tf.range(total) - tf.gather(groups.starts, sorted_group)
-    left = tf.boolean_mask(groups.order[:total], sorted_position >= capacity)
+    left = tf.boolean_mask(groups.order[:total], sorted_position >= places)
     item = tf.where(held < 0, -1, gather_or_zero(groups.order, held))
-    return Layout(tf.concat([item, left], 0), row, groups.counts, capacity)
+    return Layout(tf.concat([item, left], 0), row, groups.counts, places)

@@ -39,7 +39,7 @@ def apply_one_by_one(
     if capacity is not None:
         return _apply_with_capacity(function, rows, counts, weights, capacity)
     if compiled_by_xla():
-        chunks = Chunks(counts, tf.shape(rows)[0], block=False)
+        chunks = Chunks(counts, tf.shape(rows)[0], with_block=False)
         return chunks.add_outputs(function, rows, weights, tf.zeros_like(rows))
     output = HotGroups(counts, tf.constant(0)).add_outputs(function, rows, weights, rows[:0])
     output = tf.pad(output, [[0, tf.shape(rows)[0] - tf.shape(output)[0]], [0, 0]])

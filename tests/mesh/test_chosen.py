@@ -3,7 +3,7 @@ import tensorflow as tf
 
 from tests.base import TestCase
 from tests.mesh.helpers import Program, strategy_on
-from tf_moe.mesh import choice
+from tf_moe.mesh import chosen
 
 T, E, K = 8, 5, 3
 
@@ -13,22 +13,22 @@ class ChoiceTest(TestCase):
         def on_mesh(x, index, d_values, d_read):
             with tf.GradientTape(persistent=True) as tape:
                 tape.watch(x)
-                values, chosen = choice.top_k(x, K)
-                read = choice.read_at(x, index)
+                values, best = chosen.top_k(x, K)
+                read = chosen.read_at(x, index)
             d_top, d_x = tape.gradient(values, x, d_values), tape.gradient(read, x, d_read)
-            return values, chosen, d_top, read, d_x, choice.add_at(d_values, index, E)
+            return values, best, d_top, read, d_x, chosen.add_at(d_values, index, E)
 
         def on_one_device(x, index, d_values, d_read):
             x = tf.constant(x)
             with tf.GradientTape(persistent=True) as tape:
                 tape.watch(x)
-                values, chosen = tf.math.top_k(x, K)
+                values, best = tf.math.top_k(x, K)
                 read = tf.gather(x, index, batch_dims=1)
             added = np.zeros((T, E))
             for t, k in np.ndindex(T, K):
                 added[t, index[t, k]] += d_values[t, k]
             d_x = tf.convert_to_tensor(tape.gradient(read, x, d_read))
-            return values, chosen, tape.gradient(values, x, d_values), read, d_x, added
+            return values, best, tape.gradient(values, x, d_values), read, d_x, added
 
         x = self.normal(T, E)
         x[0] = 1.0  # all equal

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.base import TestCase
-from tf_moe.ops.choice import add_at
+from tf_moe.ops.chosen import add_at
 
 
 class AddAtTest(TestCase):

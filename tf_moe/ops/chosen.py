@@ -2,24 +2,24 @@
 
 import tensorflow as tf
 
-from tf_moe.mesh import choice
+from tf_moe.mesh import chosen
 from tf_moe.mesh.shards import current_shards
 
 
 def top_k(x: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Values and int32 indices `(T, k)` of the k largest in each row of x `(T, E)`, largest first."""
-    return choice.top_k(x, k) if current_shards() else tuple(tf.math.top_k(x, k))
+    return chosen.top_k(x, k) if current_shards() else tuple(tf.math.top_k(x, k))
 
 
 def read_at(x: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     """The values of x `(T, E)` at `index` `(T, K)`."""
-    return choice.read_at(x, index) if current_shards() else tf.gather(x, index, batch_dims=1)
+    return chosen.read_at(x, index) if current_shards() else tf.gather(x, index, batch_dims=1)
 
 
 def add_at(values: tf.Tensor, index: tf.Tensor, size: int) -> tf.Tensor:
     """Zeros `(T, size)` with `values` `(T, K)` added at `index` `(T, K)`."""
     if current_shards():
-        return choice.add_at(values, index, size)
+        return chosen.add_at(values, index, size)
     rows = tf.shape(index, tf.int64)[0]  # there may be more cells than int32 can number
     cell = tf.expand_dims(tf.range(rows), -1) * size + tf.cast(index, tf.int64)
     flat = tf.math.unsorted_segment_sum(tf.reshape(values, [-1]), tf.reshape(cell, [-1]), rows * size)

@@ -5,7 +5,7 @@ import tensorflow as tf
 from tests.base import TestCase
 from tests.dispatch.reference import random_routing
 from tests.mesh.helpers import Program, strategy_on
-from tf_moe.dispatch.choice import make_plan
+from tf_moe.dispatch.make_plan import make_plan
 
 TOKENS, K, E, D = 24, 2, 4, 3
 
@@ -21,7 +21,7 @@ class MakePlanTest(TestCase):
         for takes_block in (True, False):
             plan = self.plan(index, weights, takes_block=takes_block)
             self.assertIsNone(plan.capacity)
-            self.assertEqual(plan.block is not None, takes_block)
+            self.assertEqual(plan.places is not None, takes_block)
             self.assertEqual(plan.dropped, 0)
             self.assertAllEqual(plan.slot.numpy() >= 0, weights > 0)
 
@@ -39,7 +39,7 @@ class MakePlanTest(TestCase):
             static = self.plan(index, weights, tf.zeros([TOKENS, D]), capacity_factor=1.5).capacity
             return static, self.plan(index, weights, tf.zeros([tf.shape(index)[0], D]), capacity_factor=1.5).capacity
 
-        with mock.patch("tf_moe.dispatch.choice.capacity_of", side_effect=lambda size, *_: size) as sizes:
+        with mock.patch("tf_moe.dispatch.make_plan.capacity_of", side_effect=lambda size, *_: size) as sizes:
             self.assertAllEqual(traced(index, weights), (TOKENS, TOKENS))
         self.assertEqual([isinstance(call.args[0], int) for call in sizes.call_args_list], [True, False])
 

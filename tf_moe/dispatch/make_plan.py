@@ -46,5 +46,5 @@ def make_plan(
     if shards is not None:
         return dispatch_sharded(expert_index, combine_weights, num_experts, shards, capacity, drop_by)
     if capacity is None:
-        return dispatch_sorted(expert_index, combine_weights, num_experts, block=takes_block)
+        return dispatch_sorted(expert_index, combine_weights, num_experts, with_block=takes_block)
     return dispatch_capacity(expert_index, combine_weights, num_experts, capacity, drop_by)
