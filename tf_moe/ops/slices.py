@@ -27,7 +27,15 @@ def add_to_slice(stack: tf.Tensor, at: tf.Tensor, value: tf.Tensor, in_place: bo
             `tf.tensor_scatter_nd_add` would do so by itself where it can, but never finds that it can on a CPU (it asks
             for host memory, TensorFlow 2.21), and copies the whole stack for each slice.
     """
-    at, value = tf.reshape(at, [1]), tf.expand_dims(value, 0)
     if in_place:
-        return tf.raw_ops.InplaceAdd(x=stack, i=at, v=value)
-    return tf.tensor_scatter_nd_add(stack, tf.expand_dims(at, 0), value)
+        return _add_in_place(stack, value, at)
+    return tf.tensor_scatter_nd_add(stack, tf.reshape(at, [1, 1]), tf.expand_dims(value, 0))
+
+
+def _add_in_place(stack, value, at):
+    @tf.custom_gradient
+    def add(stack, value):
+        total = tf.raw_ops.InplaceAdd(x=stack, i=tf.reshape(at, [1]), v=tf.expand_dims(value, 0))
+        return total, lambda d: (d, tf.gather(d, at))  # which the operation does not have, for second derivatives
+
+    return add(stack, value)
