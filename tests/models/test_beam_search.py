@@ -60,12 +60,12 @@ class Tables:
         penalty = sum(math.log(min(c, 1.0)) for c in coverage[self.mask[b]])
         return log_prob / ((5 + len(ids)) / 6) ** alpha + beta * penalty
 
-    def best(self, b, alpha, beta):
-        """The best of all sequences, and its score."""
+    def best(self, b, alpha, beta, count=1):
+        """The best of all sequences, and their scores."""
         sequences = [(*words, END) for n in range(L) for words in itertools.product(WORDS, repeat=n)]
         sequences += itertools.product(WORDS, repeat=L)  # cut at the largest length
-        score, ids = max((self.score(b, ids, alpha, beta), ids) for ids in sequences)
-        return [*ids, *[0] * (L - len(ids))], score
+        scored = sorted(((self.score(b, ids, alpha, beta), ids) for ids in sequences), reverse=True)[:count]
+        return [[*ids, *[0] * (L - len(ids))] for _, ids in scored], [score for score, _ in scored]
 
     def greedy(self, b):
         """The most probable id after the other."""
@@ -82,15 +82,17 @@ class BeamSearchTest(TestCase):
         batch=st.integers(1, 3),
         alpha=st.sampled_from([0.0, 0.6, 2.0]),
         beta=st.sampled_from([0.0, 0.2, 1.0]),
+        count=st.sampled_from([None, 1, 3, 10]),
     )
     @settings(max_examples=15, deadline=None)
-    def test_wide_beams_find_the_best_of_all(self, seed, batch, alpha, beta):
+    def test_wide_beams_find_the_best_of_all(self, seed, batch, alpha, beta, count):
         tables = Tables(np.random.default_rng(seed), batch)
-        ids, scores = tables.search(beam_size=EVERY, length_penalty=alpha, coverage_penalty=beta)
+        ids, scores = tables.search(beam_size=EVERY, length_penalty=alpha, coverage_penalty=beta, num_best=count)
         for b in range(batch):
-            expected, score = tables.best(b, alpha, beta)
-            self.assertAllClose(scores[b], score, rtol=1e-5, atol=1e-5)
-            self.assertAllEqual(ids[b], expected)
+            expected, score = tables.best(b, alpha, beta, count or 1)
+            self.assertAllClose(np.reshape(scores[b], [-1]), score, rtol=1e-5, atol=1e-5)
+            self.assertAllEqual(np.reshape(ids[b], [-1, L]), expected)
+        self.assertEqual(ids.shape, (batch, L) if count is None else (batch, count, L))
 
     @given(seed=st.integers(0, 2**31))
     @settings(max_examples=15, deadline=None)
@@ -161,6 +163,14 @@ class BeamSearchTest(TestCase):
         )  # fmt: skip
         self.assertAllEqual(ids, [[2, 0, 0, 0, 0]])
 
+    def test_fewer_than_asked_for(self):
+        """Of a language with two sequences."""
+        _, scores = beam_search(
+            lambda ids, state: (tf.math.log([0.0, 0.6, 0.4, 0.0]) + tf.zeros([1, 3, 1]), None, state),
+            (), 1, beam_size=3, max_length=1, length_penalty=0.0, num_best=3,
+        )  # fmt: skip
+        self.assertAllClose(scores, [[np.log(0.6), np.log(0.4), -np.inf]])
+
     def test_coverage_without_weights(self):
         with self.assertRaisesRegex(ValueError, "weights from `step`.*coverage_penalty=0.1"):
             beam_search(
@@ -175,6 +185,8 @@ class BeamSearchTest(TestCase):
         ({"coverage_penalty": "a"}, "coverage_penalty='a'"),
         ({"coverage_penalty": 0.1}, "coverage_penalty=0.1, source_mask=None"),
         ({"end": 0}, "end=0"),
+        ({"beam_size": 2, "num_best": 3}, "num_best=3, beam_size=2"),
+        ({"num_best": 0}, "num_best=0"),
     )
     def test_bad_arguments(self, arguments, pattern):
         with self.assertRaisesRegex(ValueError, pattern):

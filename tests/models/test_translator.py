@@ -108,6 +108,11 @@ class TranslatorTest(TestCase):
             self.assertAllClose(alone[1][0], scores[n], rtol=1e-5)
         self.assertEqual(model._search.experimental_get_tracing_count(), 1)
 
+        several, ranked = model.translate(source, beam_size=3, max_length=6, num_best=2, **penalties)
+        self.assertAllEqual(several[:, 0], ids)
+        self.assertAllClose(ranked[:, 0], scores)
+        self.assertAllEqual(ranked[:, 0] > ranked[:, 1], [True] * 3)
+
         ids, _ = model.translate(source[:1], beam_size=1, max_length=6)
         words = [START]
         while len(words) <= 6 and END not in words:

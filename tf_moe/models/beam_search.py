@@ -46,6 +46,7 @@ def beam_search(
     length_penalty: float = 0.6,
     coverage_penalty: float = 0.0,
     source_mask: tf.Tensor | None = None,
+    num_best: int | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The best sequence that a beam search finds for each sentence of a batch.
 
@@ -56,9 +57,10 @@ def beam_search(
     Y counts its end, alpha is `length_penalty`, beta `coverage_penalty`, and p_ij the weight that the attention gives
     source position i at step j. Each step extends the open hypotheses, and keeps the most probable of what comes out,
     as many as the beam has room for. One that ends keeps its place, and its score, until the search stops: when all
-    have ended, when no open one can come to score more than the best that has ended, or at `max_length`, where open
-    ones end as they are. So a beam of 1 is greedy search, and one wide enough is exhaustive. What is found for a
-    sentence does not depend on the other ones of the batch. Runs eagerly, in a `tf.function` and under XLA.
+    have ended, when no open one can come to score more than the best that has ended (or the last of the `num_best`), or
+    at `max_length`, where open ones end as they are. So a beam of 1 is greedy search, and one wide enough is
+    exhaustive. What is found for a sentence does not depend on the other ones of the batch. Runs eagerly, in a
+    `tf.function` and under XLA.
 
     Args:
         step: `step(ids, state)` takes the newest ids, int32 `(B, K)`, and returns the log-probabilities of the next,
@@ -74,10 +76,13 @@ def beam_search(
         length_penalty: Alpha, 0 or more; 0 ranks by probability, which favours short sequences. Default 0.6.
         coverage_penalty: Beta, 0 or more; 0, the default, has no need of weights.
         source_mask: Bool `(B, S)`, which source positions ask for coverage; None, the default, without that penalty.
+        num_best: Number n of sequences to return for each sentence, the best first, at most `beam_size`. Default None:
+            the best alone, without an axis for them.
 
     Returns:
         Ids, int32 `(B, max_length)`: the sequence with its end, unless it was cut at `max_length`, then zeros; id 0,
-        padding, is never chosen. And scores, float32 `(B,)`.
+        padding, is never chosen. And scores, float32 `(B,)`. With `num_best`, `(B, n, max_length)` and `(B, n)`; where
+        there are fewer sequences than that, those after them score -inf.
 
     Raises:
         ValueError: If an argument is out of range, or there is a coverage penalty and no `source_mask`, or no weights.
@@ -105,6 +110,9 @@ def beam_search(
     start, end = checks.integer("start", start, least=0), checks.integer("end", end)
     alpha = checks.at_least_zero("length_penalty", length_penalty)
     beta = checks.at_least_zero("coverage_penalty", coverage_penalty)
+    best = 1 if num_best is None else checks.integer("num_best", num_best)
+    if best > beam_size:
+        raise ValueError(f"num_best must be at most beam_size. Received: num_best={best}, beam_size={beam_size}.")
     covers = beta > 0
     if covers and source_mask is None:
         raise ValueError(
@@ -120,11 +128,11 @@ def beam_search(
         return value + beta * tf.reduce_sum(tf.where(tf.expand_dims(source_mask, 1), covered, 0.0), -1)
 
     def settled(beams):
-        """Whether nothing open can score more than the best that has ended, (B,)."""
+        """Whether nothing open can score more than the best that have ended, (B,)."""
         still_open = tf.where(beams.ended, -float("inf"), beams.log_prob)
         # Probabilities only fall, the penalty of length only rises, and that of coverage is 0 at best.
         bound = tf.reduce_max(still_open, -1) / _length_penalty(max_length, alpha)
-        return tf.reduce_max(beams.score, -1) >= bound
+        return tf.math.top_k(beams.score, best).values[:, -1] >= bound
 
     def advance(t, beams, state):
         log_probs, weights, state = step(beams.last, state)
@@ -180,8 +188,9 @@ def beam_search(
     # Where the search came to its last step, open ones end there.
     cut = ~beams.ended & ~tf.expand_dims(settled(beams), -1)
     scores = tf.where(cut, score(beams.log_prob, beams.coverage, max_length), beams.score)
-    best = tf.argmax(scores, -1, tf.int32)
-    return tuple(tf.gather(x, best, batch_dims=1) for x in (beams.ids, scores))
+    scores, place = tf.math.top_k(scores, best)
+    ids = tf.gather(beams.ids, place, batch_dims=1)
+    return (ids, scores) if num_best is not None else (ids[:, 0], scores[:, 0])
 
 
 def _length_penalty(length, alpha):

@@ -327,6 +327,7 @@ class Translator(keras.Model):
         max_length: int = 128,
         length_penalty: float = 0.6,
         coverage_penalty: float = 0.2,
+        num_best: int | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The best translations that a beam search finds; a beam of 1 is greedy.
 
@@ -340,10 +341,12 @@ class Translator(keras.Model):
             max_length: Largest number of ids of a translation, the end included. Default 128.
             length_penalty: See `tf_moe.models.beam_search`. Default 0.6.
             coverage_penalty: The same. Default 0.2.
+            num_best: Number n of translations of each source, the best first, at most `beam_size`. Default None: the
+                best alone.
 
         Returns:
             Ids, int32 `(B, max_length)`: each translation with its `end`, unless it was cut at `max_length`, then
-            zeros; and scores, float32 `(B,)`.
+            zeros; and scores, float32 `(B,)`. With `num_best`, `(B, n, max_length)` and `(B, n)`.
 
         Raises:
             ValueError: If an argument is out of range, or the ids are no integers of rank 2.
@@ -354,6 +357,7 @@ class Translator(keras.Model):
             "max_length": checks.integer("max_length", max_length),
             "length_penalty": checks.at_least_zero("length_penalty", length_penalty),
             "coverage_penalty": checks.at_least_zero("coverage_penalty", coverage_penalty),
+            "num_best": None if num_best is None else checks.integer("num_best", num_best),
         }
         search = self._search.get_concrete_function(tf.TensorSpec([None, None], tf.int32), **options)
         return search(source_ids)
