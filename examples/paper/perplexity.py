@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.figure
+import matplotlib.ticker
 import numpy as np
 from runs import DENSE_TWIN
 from table import as_numbers
@@ -82,9 +83,9 @@ def draw_perplexity(
     axes.margins(x=0.4, y=0.12)  # room for names on both sides
     axes.grid(alpha=0.3, which="both")
     for which in (axes.xaxis, axes.yaxis):
-        which.set_major_formatter("{x:,g}")
-        which.set_minor_formatter("{x:,g}")
-    axes.tick_params(which="minor", labelsize=7)
+        which.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        which.set_major_formatter("{x:,.0f}")
+        which.set_minor_formatter("")
     if axis == "experts":
         axes.set_xticks(sorted({point.experts for point in found}))
         axes.set_xticks([], minor=True)
