@@ -61,7 +61,8 @@ class SparseMoE(keras.layers.Layer):
             it. Default 4.
         gate: "noisy_top_k", the default (with a pair of experts, the hierarchical form of it), "strictly_balanced",
             "bias_balanced", "sinkhorn", "expert_choice", "switch", "dense_softmax", "hash"; or a `tf_moe.gates.Gate`
-            made for the same `num_experts` and `k`, which may be several of one kind.
+            made for the same `num_experts` and `k`, which may be several of one kind. Layers that were given one gate
+            share it, also once their model is saved and loaded; `keras.models.clone_model` makes one for each.
         importance_weight: Weight of the importance loss. Default None, what is right for the gate: its
             `balance_weight`, 0.1, the paper's, for the paper's gates, and 0 for those that need no such loss.
         load_weight: Weight of the load loss. Default None, as above.
