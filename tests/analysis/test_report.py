@@ -87,6 +87,16 @@ class ReportTest(TestCase):
             same.add(decisions, decisions, len(batch))
         self.check_page(found, {"first": same.result(0, 0)})
 
+    def test_labels_from_elsewhere(self):
+        """A label is asked once for each batch, not by every layer, also of a batch that comes again."""
+        batch, numbers = self.rng.integers(1, 12, (4, 5)), iter(range(100))
+        labels = {"number": Label(lambda ids: np.full(len(ids), next(numbers)))}
+        asked = []
+        found = measure_all(self.model(), [batch] * 3, labels, ids_of=lambda ids: asked.append(1) or ids, resamples=0)
+        for one in found.values():
+            self.assertAllEqual(one.specialisation["number"].values, [0, 1, 2])
+        self.assertLen(asked, 3)
+
     def check_page(self, found, stability):
         file = Path(self.get_temp_dir()) / "report.html"
         words = np.array(["", "the", "</script>", *"cdefghijk"])

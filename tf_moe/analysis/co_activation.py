@@ -1,13 +1,13 @@
 """Which experts are chosen together."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
 
 from tf_moe import checks
-from tf_moe.analysis.observer import Decisions, Observer, tally
+from tf_moe.analysis.observer import Batch, Decisions, Observer, tally
 
 # A matrix of 4096 experts has 134 MB.
 LARGEST_MATRIX = 4096
@@ -98,7 +98,7 @@ class CoActivationTally:
             )
         self._counts = np.zeros((experts, experts), "int64")
 
-    def add(self, decisions: Decisions, inputs: Any) -> None:
+    def add(self, decisions: Decisions, batch: Batch) -> None:
         add_pairs(self._counts, decisions, decisions)
 
     def result(self) -> CoActivation:

@@ -1,13 +1,12 @@
 """What a capacity would drop: how much room the experts of a model need."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import keras
 import numpy as np
 
 from tf_moe import checks
-from tf_moe.analysis.observer import Decisions, Observer, tally
+from tf_moe.analysis.observer import Batch, Decisions, Observer, tally
 from tf_moe.dispatch import capacity_of
 from tf_moe.layers import SparseMoE
 
@@ -56,7 +55,7 @@ class DropTally:
         self._layer, self._choices = layer, 0
         self._dropped = dict.fromkeys(capacity_factors, 0)
 
-    def add(self, decisions: Decisions, inputs: Any) -> None:
+    def add(self, decisions: Decisions, batch: Batch) -> None:
         experts, k = self._layer.total_experts, self._layer.total_k
         load = np.bincount(decisions.expert_index[decisions.chosen], minlength=experts)
         self._choices += int(load.sum())

@@ -8,7 +8,7 @@ import keras
 from tf_moe import checks
 from tf_moe.analysis.co_activation import LARGEST_MATRIX, CoActivation, CoActivationTally
 from tf_moe.analysis.labels import Label
-from tf_moe.analysis.observer import Decisions, Observer, tally
+from tf_moe.analysis.observer import Batch, Decisions, Observer, tally
 from tf_moe.analysis.specialisation import Specialisation, SpecialisationTally, as_labels
 from tf_moe.analysis.top_inputs import TopInput, TopTally
 from tf_moe.analysis.usage import Usage, UsageTally
@@ -105,9 +105,9 @@ class _LayerTally:
         self._tops = None if ids_of is None else TopTally(layer, tops, ids_of)
         self._all = [one for one in (self._usage, self._specialisation, self._pairs, self._tops) if one is not None]
 
-    def add(self, decisions: Decisions, inputs: Any) -> None:
+    def add(self, decisions: Decisions, batch: Batch) -> None:
         for one in self._all:
-            one.add(decisions, inputs)
+            one.add(decisions, batch)
 
     def result(self, resamples: int, seed: int | None) -> Findings:
         return Findings(

@@ -189,6 +189,6 @@ class _Look:
     def __init__(self, layer, labels):
         self.usage, self.labels = UsageTally(layer), SpecialisationTally(layer.name, labels)
 
-    def add(self, decisions, inputs):
-        self.usage.add(decisions, inputs)
-        self.labels.add(decisions, inputs)
+    def add(self, decisions, batch):
+        self.usage.add(decisions, batch)
+        self.labels.add(decisions, batch)

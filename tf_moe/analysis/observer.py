@@ -98,11 +98,28 @@ def _dropped(layer: SparseMoE, routing) -> tf.Tensor:
     return tf.reduce_sum(tf.nn.relu(routing.load - tf.cast(capacity, tf.float32)))
 
 
+class Batch:
+    """What a model was called with, and what functions say of it, each asked once.
+
+    The tallies of all layers share it: a function may count its calls, or take what it says from elsewhere.
+    """
+
+    def __init__(self, inputs: Any):
+        self.inputs = inputs
+        self._values: dict[int, Any] = {}
+
+    def values(self, of: Callable[[Any], Any]) -> Any:
+        """What a function says of the inputs. It has to live as long as the batch."""
+        if id(of) not in self._values:
+            self._values[id(of)] = of(self.inputs)
+        return self._values[id(of)]
+
+
 class Tally(Protocol):
     """A sum over batches of what one layer decided."""
 
-    def add(self, decisions: Decisions, inputs: Any) -> None:
-        """Count one batch; `inputs` are what the model was called with."""
+    def add(self, decisions: Decisions, batch: Batch) -> None:
+        """Count what was decided about one batch."""
 
 
 AnyTally = TypeVar("AnyTally", bound=Tally)
@@ -118,7 +135,7 @@ def tally(
     """
     tallies: dict[str, AnyTally] = {}
     for batch in batches:
-        found = observer(batch)
+        found, shared = observer(batch), Batch(inputs_of(batch))
         for name in found if layers is None else layers:
             if name not in found:
                 raise ValueError(
@@ -126,7 +143,7 @@ def tally(
                 )
             if name not in tallies:
                 tallies[name] = new(found[name].layer)
-            tallies[name].add(found[name], inputs_of(batch))
+            tallies[name].add(found[name], shared)
     if not tallies:
         model = observer.model
         raise ValueError(

@@ -16,7 +16,7 @@ from tf_moe.analysis.information import (
     standard_error,
 )
 from tf_moe.analysis.labels import Label
-from tf_moe.analysis.observer import Decisions, Observer, tally
+from tf_moe.analysis.observer import Batch, Decisions, Observer, tally
 from tf_moe.analysis.usage import entropy
 
 # Groups of rows that are resampled: enough for an error that is itself known to a tenth or so.
@@ -188,9 +188,9 @@ class SpecialisationTally:
         self._layer, self._labels = layer, labels
         self._counters = {name: LabelCounter(GROUPS) for name in labels}
 
-    def add(self, decisions: Decisions, inputs: Any) -> None:
+    def add(self, decisions: Decisions, batch: Batch) -> None:
         for name, label in self._labels.items():
-            values, rows = self._of_positions(name, label.of(inputs), len(decisions.gate))
+            values, rows = self._of_positions(name, batch.values(label.of), len(decisions.gate))
             self._counters[name].add(decisions.expert_index, decisions.chosen, values, rows)
 
     def _of_positions(self, name: str, values: Any, positions: int) -> tuple[np.ndarray, int]:

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.analysis.observer import Decisions, Observer, tally
+from tf_moe.analysis.observer import Batch, Decisions, Observer, tally
 
 
 class TopInput(NamedTuple):
@@ -77,8 +77,8 @@ class TopTally:
         self._name, self._count, self._ids_of = layer.name, count, ids_of
         self._tops: list[list[TopInput]] = [[] for _ in range(layer.total_experts)]
 
-    def add(self, decisions: Decisions, inputs: Any) -> None:
-        ids = np.asarray(self._ids_of(inputs))
+    def add(self, decisions: Decisions, batch: Batch) -> None:
+        ids = np.asarray(batch.values(self._ids_of))
         if ids.ndim != 2 or ids.size != len(decisions.gate):
             raise ValueError(
                 f"ids_of must return the {len(decisions.gate)} ids of {self._name!r}'s positions, as (batch, time). "

@@ -1,12 +1,12 @@
 """How a trained model uses its experts."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
 
-from tf_moe.analysis.observer import Decisions, Observer, tally
+from tf_moe.analysis.observer import Batch, Decisions, Observer, tally
 from tf_moe.losses import cv_squared
 
 
@@ -123,7 +123,7 @@ class UsageTally:
         self._positions = self._dropped = 0
         self._entropy = 0.0
 
-    def add(self, decisions: Decisions, inputs: Any) -> None:
+    def add(self, decisions: Decisions, batch: Batch) -> None:
         experts, gate = len(self._load), decisions.gate.astype("float64")
         index = decisions.expert_index.ravel()
         total = gate.sum(axis=1, keepdims=True)
