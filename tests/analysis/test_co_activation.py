@@ -18,7 +18,7 @@ class CoActivationTest(TestCase):
         gate = np.array([[0.6, 0.4], [0.5, 0.5], [1.0, 0.0], [0.0, 0.0]], "float32")
         layer = SparseMoE(4, 3, k=2)
         tally = CoActivationTally(layer)
-        tally.add(Decisions(layer, index, gate, 0), None)
+        tally.add(Decisions(layer, index, gate, 0, [4]), None)
         found = tally.result()
         self.assertAllEqual(found.counts, [[2, 2, 0, 0], [2, 2, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
         self.assertAllClose(found.expected[0, 1:], [2, 0, 0])  # who has pairs at all has them with one another
@@ -41,7 +41,7 @@ class CoActivationTest(TestCase):
         index = self.rng.choice(6, (300_000, 2), p=np.array([4, 2, 1, 1, 1, 1]) / 10)
         index = index[index[:, 0] != index[:, 1]]
         tally = CoActivationTally(SparseMoE(6, 3, k=2))
-        tally.add(Decisions(None, index, np.ones(index.shape), 0), None)
+        tally.add(Decisions(None, index, np.ones(index.shape), 0, [len(index)]), None)
         found = tally.result()
         self.assertAllInRange(found.ratio[~np.eye(6, dtype=bool)], 0.93, 1.07)
         # The product of the loads is no measure of chance here: no pair would reach it.

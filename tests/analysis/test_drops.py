@@ -26,10 +26,10 @@ class DropsTest(TestCase):
         gate = np.full((6, 2), 0.5, "float32")
         gate[4:, 1] = 0  # no choices
         tally = DropTally(layer, (1.0, 1.25, 0.5, 2.0))
-        tally.add(Decisions(layer, index, gate, 0), None)
+        tally.add(Decisions(layer, index, gate, 0, [6]), None)
         self.assertEqual(tally.result(), {1.0: 0.2, 1.25: 0.1, 0.5: 0.5, 2.0: 0.0})
         index = np.array([[0, 1], [2, 1], [0, 2], [0, 2], [0, 1], [1, 2]])  # 4 each: a batch has room of its own
-        tally.add(Decisions(layer, index, np.full((6, 2), 0.5, "float32"), 0), None)
+        tally.add(Decisions(layer, index, np.full((6, 2), 0.5, "float32"), 0, [6]), None)
         self.assertAllClose(tally.result()[1.0], 2 / 22)
 
     def test_is_what_a_layer_with_that_capacity_drops(self):

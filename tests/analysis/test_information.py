@@ -19,7 +19,8 @@ def counted(expert, label, groups=8, rows=None, chosen=None):
     """Counts of experts (T, K) and labels (T,) in one batch."""
     counter = LabelCounter(groups)
     chosen = np.ones(expert.shape, bool) if chosen is None else chosen
-    counter.add(expert, chosen, label, len(label) if rows is None else rows)
+    rows = len(label) if rows is None else rows
+    counter.add(expert, chosen, label, np.repeat(np.arange(rows), len(label) // max(rows, 1)))
     return counter.result()[0], counter
 
 
@@ -63,7 +64,7 @@ class InformationTest(TestCase):
         counter._pairs._most = 200  # so that it is merged on the way
         for start in range(0, 300, 50):
             part = slice(start, start + 50)
-            counter.add(expert[part], np.ones((50, 2), bool), 1000 + 7 * label[part], 10)
+            counter.add(expert[part], np.ones((50, 2), bool), 1000 + 7 * label[part], np.repeat(np.arange(10), 5))
         counts, values = counter.result()
         self.assertAllClose(information(counts), slow_information(expert, label), rtol=1e-9)
         self.assertAllEqual(values, 1000 + 7 * np.unique(label))

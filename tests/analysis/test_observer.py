@@ -31,6 +31,7 @@ class ObserverTest(TestCase):
             self.assertAllEqual(
                 found["z_first"].expert_index, np.concatenate([first.expert_index, second.expert_index])
             )
+            self.assertEqual((found["z_first"].calls, found["a_second"].calls), ([ids.size] * 2, [ids.size]))
             weights = np.concatenate([first.combine_weights, second.combine_weights])
             self.assertAllClose(found["z_first"].gate, weights)
             self.assertEqual(found["z_first"].chosen.sum(), 2 * 2 * (ids != 0).sum())

@@ -4,6 +4,7 @@ from absl.testing import parameterized
 
 from tests.base import TestCase
 from tf_moe.analysis import Label, measure_specialisation
+from tf_moe.analysis.observer import Batch, Decisions
 from tf_moe.analysis.specialisation import SpecialisationTally
 from tf_moe.layers import SparseMoE
 
@@ -62,10 +63,22 @@ class SpecialisationTest(TestCase):
         label = np.array([5] * 8 + [9] * 2 + [7] * 6)
         expert = np.array([0] * 6 + [1] * 2 + [0, 1] + [0] + [1] * 5)
         counter = tally._counters["label"]
-        counter.add(expert[:, None], np.ones((16, 1), bool), label, 16)
+        counter.add(expert[:, None], np.ones((16, 1), bool), label, np.arange(16))
         tops = tally.result(0, None)["label"].top_labels(0)
         self.assertEqual(tops, [{"label": 5, "positions": 6, "share": 0.75, "ratio": 1.5}])
         self.assertTrue(np.isnan(tally.result(0, 1)["label"].standard_error))
+
+    def test_a_layer_that_is_called_several_times(self):
+        """Each call goes through the rows again, and may have a time of its own: two rows of 1 and of 2 positions."""
+        tally = SpecialisationTally("moe", {"row": Label(lambda rows: rows)})
+        expert = np.array([[0], [1], [0], [0], [1], [1]])
+        for rows in ([5, 7], [7, 5]):
+            tally.add(Decisions(None, expert if rows[0] == 5 else 1 - expert, np.ones((6, 1)), 0, [2, 4]), Batch(rows))
+        found = tally.result(0, None)["row"]
+        self.assertAllEqual(found.share_of_labels(2), np.eye(2))
+        self.assertAllEqual(found.counts.positions[:, :5], [[3, 0, 0, 3, 0], [0, 3, 3, 0, 0]])
+        with self.assertRaisesRegex(ValueError, "the 2 and 4 positions"):
+            tally.add(Decisions(None, expert, np.ones((6, 1)), 0, [2, 4]), Batch([[1, 2, 3]] * 2))
 
     @parameterized.named_parameters(
         ("float", lambda ids: ids / 2, "dtype float64"),
@@ -77,4 +90,5 @@ class SpecialisationTest(TestCase):
     def test_wrong_labels(self, of, message):
         tally = SpecialisationTally("moe", {"mine": Label(of)})
         with self.assertRaisesRegex(ValueError, message):
-            tally._of_positions("mine", of(np.ones((3, 5), "int64")), 15)
+            decisions = Decisions(None, np.zeros((15, 1), "int32"), np.ones((15, 1)), 0, [15])
+            tally.add(decisions, Batch(np.ones((3, 5), "int64")))

@@ -47,7 +47,8 @@ class StabilityTest(TestCase):
         first = [[0, 1], [0, 2], [0, 1], [1, 2]]
         second = [[1, 0], [0, 1], [1, 2], [1, 2]]
         gate = np.array([[[0.7, 0.3], [0.6, 0.4], [0, 0], [0, 0]], [[0.7, 0.3], [0.2, 0.8], [0, 0], [1, 0]]])
-        tally.add(*(Decisions(None, np.array(index), g, 0) for index, g in zip((first, second), gate, strict=True)), 4)
+        both = zip((first, second), gate, strict=True)
+        tally.add(*(Decisions(None, np.array(index), g, 0, [4]) for index, g in both), 4)
         found = tally.result(0, 0)
         self.assertEqual(found.positions, 3)
         self.assertAllClose((found.same_set, found.overlap), (1 / 3, 3 / 4.5))
@@ -57,10 +58,18 @@ class StabilityTest(TestCase):
         self.assertAllClose(found.chance_overlap, (2 * 3 + 1 * 2 + 1 * 0) / 3 / 4.5)
         self.assertAllEqual(found.information.counts.positions.sum(), 2)  # that have experts in both
 
+    def test_a_layer_that_is_called_twice(self):
+        """Rows are resampled with what they have in both calls, here of 1 and of 2 positions."""
+        tally, index = StabilityTally(2), np.array([[0], [1], [0], [0], [1], [1]])
+        for calls in ([2, 4], [2, 4]):
+            one = Decisions(None, index, np.ones(index.shape), 0, calls)
+            tally.add(one, one, 2)
+        self.assertAllEqual(tally.result(0, 0).information.counts.positions[:, :5], [[3, 0, 3, 0, 0], [0, 3, 0, 3, 0]])
+
     def test_chance(self):
         tally = StabilityTally(4)
         index = self.rng.choice(4, (2, 20_000, 1), p=[0.4, 0.3, 0.2, 0.1])
-        tally.add(*(Decisions(None, one, np.ones(one.shape), 0) for one in index), 20_000)
+        tally.add(*(Decisions(None, one, np.ones(one.shape), 0, [20_000]) for one in index), 20_000)
         found = tally.result(0, 0)
         self.assertAllClose(found.matched_overlap, found.chance_overlap, atol=0.02)
         self.assertAllClose(found.chance_overlap, 0.3, atol=0.02)  # sum of the squares

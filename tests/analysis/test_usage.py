@@ -44,7 +44,7 @@ class UsageTest(TestCase):
         tally = UsageTally(layer)
         index = np.array([[0, 1], [1, 0], [1, 2], [2, 0]])
         gate = np.array([[0.5, 0.5], [1.0, 0.0], [0.25, 0.0], [0.0, 0.0]], "float32")
-        tally.add(Decisions(layer, index, gate, 1), None)
+        tally.add(Decisions(layer, index, gate, 1, [4]), None)
         usage = tally.result()
         self.assertAllEqual(usage.load, [1, 3, 0])
         self.assertAllClose(usage.importance, [0.5, 1.75, 0])
@@ -62,7 +62,7 @@ class UsageTest(TestCase):
         layer = SparseMoE(1, 4, k=1)
         tally = UsageTally(layer)
         tally._load += 2.0**24
-        tally.add(Decisions(layer, np.zeros((1, 1), "int32"), np.ones((1, 1), "float32"), 0), None)
+        tally.add(Decisions(layer, np.zeros((1, 1), "int32"), np.ones((1, 1), "float32"), 0, [1]), None)
         self.assertEqual(tally.result().load[0], 2**24 + 1)
 
     def test_two_layers_of_one_name(self):

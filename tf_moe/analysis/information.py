@@ -157,11 +157,14 @@ class LabelCounter:
         self._pairs, self._positions = _KeyCounter(self._WAITING), _KeyCounter(self._WAITING)
         self._choice_entropy = self._assignments = 0.0
 
-    def add(self, expert_index: np.ndarray, chosen: np.ndarray, labels: np.ndarray, rows: int) -> None:
-        """Count experts `(T, K)`, of which `chosen` are any, with labels `(T,)`; negative ones are left out."""
+    def add(self, expert_index: np.ndarray, chosen: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> None:
+        """Count experts `(T, K)`, of which `chosen` are any, with labels `(T,)`; negative ones are left out.
+
+        `rows`, Int `(T,)`, says in which row of the batch a position is.
+        """
         expert_index, labels = expert_index.astype("int64"), labels.astype("int64")
-        group = np.repeat((self._rows + np.arange(rows)) % self._groups, len(labels) // max(rows, 1))
-        self._rows += rows
+        group = (self._rows + rows) % self._groups
+        self._rows += int(rows.max(initial=-1)) + 1
         chosen = chosen & (labels >= 0)[:, None]
         number = chosen.sum(axis=1)
         kept = number > 0

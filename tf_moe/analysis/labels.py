@@ -63,9 +63,9 @@ class Label(NamedTuple):
 
     Attributes:
         of: From what the model is called with to integers `(batch, time)`, one for each position of the layer, or
-            `(batch,)`, one for each row. Positions with a negative one are left out. Called once for each batch, in
-            their order and for all layers together, so that it may also take labels from elsewhere; by a callback again
-            at every look.
+            `(batch,)`, one for each row; where the model calls the layer several times, for each call the same.
+            Positions with a negative one are left out. Called once for each batch, in their order and for all layers
+            together, so that it may also take labels from elsewhere; by a callback again at every look.
         names: What the integers mean, for a reader. Default None: the integers themselves.
 
     Example:

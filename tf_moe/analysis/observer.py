@@ -23,17 +23,23 @@ class Decisions(NamedTuple):
         expert_index: Int32 `(T, K)`.
         gate: Float32 `(T, K)`, the gate values.
         dropped: Choices that the experts' capacity had no room for.
+        calls: Of each call, for how many of the T positions it was.
     """
 
     layer: SparseMoE
     expert_index: np.ndarray
     gate: np.ndarray
     dropped: int
+    calls: Sequence[int]
 
     @property
     def chosen(self) -> np.ndarray:
         """Bool `(T, K)`, which choices are any."""
         return self.gate > 0
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """Values `(N,)` of rows, or of parts of them, for all positions `(T,)`: every call goes through the rows."""
+        return np.concatenate([np.repeat(values, call // max(len(values), 1)) for call in self.calls])
 
 
 class Observer:
@@ -66,8 +72,8 @@ class Observer:
         names, routed = self._route(inputs_of(batch))
         routed = dict(zip((name.decode() for name in names.numpy()), routed, strict=True))
         return {
-            name: Decisions(self._layers[name], index.numpy(), gate.numpy(), int(dropped))
-            for name, (index, gate, dropped) in routed.items()
+            name: Decisions(self._layers[name], index.numpy(), gate.numpy(), int(dropped), calls.numpy().tolist())
+            for name, (index, gate, dropped, calls) in routed.items()
         }
 
     def _trace(self, inputs):
@@ -84,7 +90,7 @@ class Observer:
             parts = routing.expert_index, routing.combine_weights, _dropped(layer, routing)
             calls.setdefault(layer.name, []).append(parts)
         joined = [
-            (tf.concat(index, 0), tf.concat(gate, 0), tf.add_n(dropped))
+            (tf.concat(index, 0), tf.concat(gate, 0), tf.add_n(dropped), tf.stack([tf.shape(one)[0] for one in index]))
             for index, gate, dropped in (zip(*parts, strict=True) for parts in calls.values())
         ]
         return tf.constant(list(calls), tf.string), joined  # a dictionary would come back sorted

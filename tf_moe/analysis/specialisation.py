@@ -190,22 +190,23 @@ class SpecialisationTally:
 
     def add(self, decisions: Decisions, batch: Batch) -> None:
         for name, label in self._labels.items():
-            values, rows = self._of_positions(name, batch.values(label.of), len(decisions.gate))
+            values, rows = self._of_positions(name, batch.values(label.of), decisions)
             self._counters[name].add(decisions.expert_index, decisions.chosen, values, rows)
 
-    def _of_positions(self, name: str, values: Any, positions: int) -> tuple[np.ndarray, int]:
-        """Labels `(T,)` of the positions, and the number of rows."""
+    def _of_positions(self, name: str, values: Any, decisions: Decisions) -> tuple[np.ndarray, np.ndarray]:
+        """Labels `(T,)` of the positions, and their rows `(T,)`."""
         values = np.asarray(values)
         values = values.astype("int8") if values.dtype == bool else values
         integers = np.issubdtype(values.dtype, np.integer) and (not values.size or values.max() < 2**31)
-        of_rows = values.ndim == 1 and len(values) and positions % len(values) == 0
-        if not integers or not (of_rows or (values.ndim > 1 and values.size == positions)):
+        of_rows = values.ndim == 1 and len(values) and not any(call % len(values) for call in decisions.calls)
+        of_positions = values.ndim > 1 and all(call == values.size for call in decisions.calls)
+        if not integers or not (of_rows or of_positions):
+            positions = " and ".join(map(str, decisions.calls))
             raise ValueError(
                 f"A label must be integers below 2^31, (batch, time) for the {positions} positions of "
                 f"{self._layer!r} or (batch,). Received: {name!r} with dtype {values.dtype} and shape {values.shape}."
             )
-        repeats = positions // len(values) if of_rows else 1
-        return np.repeat(values.ravel(), repeats), len(values)
+        return decisions.spread(values.ravel()), decisions.spread(np.arange(len(values)))
 
     def result(self, resamples: int, seed: int | None) -> dict[str, Specialisation]:
         return {name: specialisation(one, resamples, seed) for name, one in self._counters.items()}

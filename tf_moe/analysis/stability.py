@@ -134,8 +134,9 @@ class StabilityTally:
         self._same += int((some & (number == shared) & (other == shared)).sum())
         self._loads += [np.bincount(key % experts, minlength=experts) for key in keys]
         best = np.take_along_axis(second.expert_index, second.gate.argmax(axis=1)[:, None], axis=1)[:, 0]
-        rows = rows if rows and positions % rows == 0 else positions
-        self._labels.add(first.expert_index, first.chosen, np.where(other > 0, best, -1), rows)
+        whole = rows and not any(call % rows for call in first.calls)
+        row = first.spread(np.arange(rows)) if whole else np.arange(positions)
+        self._labels.add(first.expert_index, first.chosen, np.where(other > 0, best, -1), row)
 
     def result(self, resamples: int, seed: int | None) -> Stability:
         matching = best_matching(self._counts)
