@@ -87,6 +87,22 @@ class FactoredAdamTest(TestCase):
         shapes = [tuple(v.shape) for v in optimizer.variables if "bias" in v.path]
         self.assertEqual(shapes, [(4, 12), (4, 8)])
 
+    def test_variables_of_tensorflow(self):
+        """As Keras's optimizers take them, and with gradients that are more exact than the weights."""
+        weights, gradients = [self.normal(2, 3, 4), self.normal(5)], [[self.normal(2, 3, 4), self.normal(5)]] * 3
+        expected = self.train(FactoredAdam(0.1, beta_1=0.9), weights, gradients)
+        variables, optimizer = [tf.Variable(w) for w in weights], FactoredAdam(0.1, beta_1=0.9)
+        for step in gradients:
+            optimizer.apply([tf.constant(g) for g in step], variables)
+        for ours, want in zip(variables, expected, strict=True):
+            self.assertAllClose(ours, want)
+        (half,) = (keras.Variable(w, dtype="bfloat16") for w in weights[:1])
+        optimizer = FactoredAdam(0.1)
+        optimizer.apply([tf.constant(gradients[0][0])], [half])
+        rows = np.mean(gradients[0][0] ** 2, -1)
+        (found,) = (v for v in optimizer.variables if "row_velocity" in v.path)
+        self.assertAllClose(found, (1 - optimizer.beta_2) * rows, rtol=1e-5)
+
     def test_no_gradient_changes_nothing(self):
         """An expert that got no token: zero over zero is no step."""
         weight = self.normal(2, 3, 4)

@@ -11,7 +11,7 @@ from tf_moe.layers.frozen import freeze, frozen_config
 from tf_moe.layers.lstm_cell import LSTMCell
 from tf_moe.recurrence.buffers import buffers_for
 from tf_moe.recurrence.gates import gates_for
-from tf_moe.recurrence.steps import scan_steps
+from tf_moe.recurrence.steps import rows_of_zeros, scan_steps
 
 
 class AttentiveState(NamedTuple):
@@ -153,7 +153,8 @@ class AttentiveLSTM(keras.layers.Layer):
             weights = masked_softmax(scores, source_mask)
             return h, c, product(number["source"], tf.cast(weights, source.dtype))
 
-        first = _rows_of_zeros(tf.gather(z, 0), [*cell.state_size, source.shape[-1]])
+        row = tf.gather(z, 0)
+        first = [rows_of_zeros(row, size) for size in (*cell.state_size, source.shape[-1])]
         hs, _, contexts = scan_steps(step, [z], first, [*matrices.values()], shared, mask=mask, buffers=buffers)
         return tf.transpose(hs, [1, 0, 2]), tf.transpose(contexts, [1, 0, 2])
 
@@ -212,9 +213,3 @@ class AttentiveLSTM(keras.layers.Layer):
         layer = cls(**config)
         layer._frozen = frozen
         return layer
-
-
-def _rows_of_zeros(like, sizes):
-    """Zeros (B, size) for each size, of the batch of `like` (B, ...), and on a mesh split as it is."""
-    column = tf.reduce_sum(tf.zeros_like(like), -1, keepdims=True)
-    return [column + tf.zeros([size], like.dtype) for size in sizes]

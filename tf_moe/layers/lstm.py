@@ -8,6 +8,7 @@ from tf_moe.layers.lstm_cell import LSTMCell
 from tf_moe.recurrence.buffers import buffers_for
 from tf_moe.recurrence.gates import gates_for
 from tf_moe.recurrence.scan import lstm_scan
+from tf_moe.recurrence.steps import rows_of_zeros
 
 # The arguments of keras.layers.LSTM that describe its cell; the others are the layer's.
 _CELL_ARGUMENTS = {
@@ -127,7 +128,7 @@ class LSTM(keras.layers.LSTM):
         sequences = tf.transpose(tf.cast(sequences, self.compute_dtype), [1, 0, 2])
         if self.go_backwards:
             sequences, mask = buffers.reverse(sequences), None if mask is None else buffers.reverse(mask)
-        z = self._input_product(sequences, training, buffers.product)
+        z = self._input_product(sequences, initial_state[0], training, buffers.product)
         dropout = (
             cell.get_recurrent_dropout_mask(initial_state[0]) if _drops(cell.recurrent_dropout, training) else None
         )
@@ -155,11 +156,11 @@ class LSTM(keras.layers.LSTM):
         # Here they are drawn where they are used.
         pass
 
-    def _input_product(self, sequences, training, product):
-        """The input's part of the gates for all steps, [T, B, D] -> [T, B, 4*units]."""
+    def _input_product(self, sequences, state, training, product):
+        """The input's part of the gates for all steps, [T, B, D] -> [T, B, 4*units]; the state has the batch."""
         kernel, dropout = tf.convert_to_tensor(self.cell.kernel), None
         if _drops(self.cell.dropout, training):
-            dropout = self.cell.get_dropout_mask(tf.gather(sequences, 0))
+            dropout = self.cell.get_dropout_mask(rows_of_zeros(state, sequences.shape[-1]))
         if isinstance(dropout, list):  # implementation 1: a mask for each gate
             gates = zip(dropout, tf.split(kernel, 4, axis=1), strict=True)
             parts = [product(sequences * m, part) for m, part in gates]

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.mesh.noise import uniform
+from tf_moe.mesh.noise import common_seed, uniform
 from tf_moe.mesh.shards import computed_where, current_shards
 
 # The attribute of its output by which the loss knows the layer.
@@ -117,7 +117,7 @@ class SampledSoftmax(keras.layers.Layer):
 
     def _draw(self):
         """Words of this step's sample, `(num_sampled,)`, with repetitions."""
-        seed = tf.cast(self.seed_generator.next(), tf.int32)
+        seed = common_seed(self.seed_generator)
         # Float32 numbers are multiples of 2^-23, fewer than there may be words: others are the digits that follow.
         numbers, digits = tf.unstack(tf.cast(uniform([2, self.num_sampled], seed, current_shards()), tf.float64))
         numbers += digits * 2.0**-23

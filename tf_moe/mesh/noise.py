@@ -14,11 +14,16 @@ LARGEST_COMMON_DRAW = 2**22
 _SCATTER = 0x9E3779B1
 
 
-def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
-    """A seed for a stateless draw, int32 `(2,)`: another in every call, and on every replica of MirroredStrategy."""
+def common_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
+    """A seed for a stateless draw, int32 `(2,)`: another in every call."""
     seed, call = tf.unstack(generator.next())  # int64
     # The cast keeps the lower half of a seed. The upper one says with which number its calls begin.
-    seed = tf.cast(tf.stack([seed, call + seed // 2**32 * _SCATTER]), tf.int32)
+    return tf.cast(tf.stack([seed, call + seed // 2**32 * _SCATTER]), tf.int32)
+
+
+def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
+    """The same, and another on every replica of MirroredStrategy."""
+    seed = common_seed(generator)
     replica = tf.distribute.get_replica_context()
     if replica is not None and replica.num_replicas_in_sync > 1:  # their generators are copies of one another
         seed = tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)

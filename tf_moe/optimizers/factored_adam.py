@@ -99,18 +99,19 @@ class FactoredAdam(keras.optimizers.Optimizer):
         )
 
     def _add_slot(self, variable, shape, kind):
-        name = f"{variable.path.replace('/', '_')}_{kind}"
-        with self._distribution_strategy.extended.colocate_vars_with(variable.value):
+        path = getattr(variable, "path", variable.name)  # which a variable of TensorFlow has not
+        name = f"{path.replace('/', '_').replace(':', '_')}_{kind}"
+        with self._distribution_strategy.extended.colocate_vars_with(_tf_variable(variable)):
             return self.add_variable(shape, dtype=_slot_dtype(variable), name=name)
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
         momentum = (self._momentums[index],) if self.beta_1 else ()
         state = State(variable, self._moments[index], momentum)
-        gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
+        gradient = tf.convert_to_tensor(gradient)
         numbers = (learning_rate, self.iterations + 1, self.beta_1, self.beta_2, self.epsilon)
         numbers = [tf.cast(x, _slot_dtype(variable)) for x in numbers]
-        if is_factored(variable) and not tf.distribute.has_strategy() and not compiled_by_xla():
+        if len(state.moments) == 2 and not tf.distribute.has_strategy() and not compiled_by_xla():
             self._update_in_place(tf.nest.map_structure(_tf_variable, state), gradient, numbers)
             return
         # Under a strategy weights are more than one plain variable, and what XLA compiles is fused already.

@@ -123,7 +123,7 @@ def _scan(step, inputs, state, matrices, shared, mask, buffers):
             return t - 1, d_state, d_shared, d_inputs, factors
 
         def empty(size):
-            return buffers.empty(steps, _rows(state[0], size))
+            return buffers.empty(steps, rows_of_zeros(state[0], size))
 
         loop = tf.while_loop(
             lambda t, *_: t >= 0,
@@ -180,6 +180,6 @@ def _size(x, axis):
     return x.shape[axis] if x.shape[axis] is not None else tf.shape(x)[axis]
 
 
-def _rows(like, size):
+def rows_of_zeros(like: tf.Tensor, size: int) -> tf.Tensor:
     """Zeros [B, size] of the batch and dtype of `like`, and on a mesh split as it is."""
     return tf.reduce_sum(tf.zeros_like(like), -1, keepdims=True) + tf.zeros(tf.stack([size]), like.dtype)

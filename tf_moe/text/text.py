@@ -52,7 +52,7 @@ class Text:
             raise ValueError(f"part must be None or one of {PARTS}. Received: part={self.part!r}")
 
     def lines(self) -> Iterator[str]:
-        """The lines without their line ends."""
+        """The lines without their line feeds; a carriage return before one stays: to all that reads it, white space."""
         for block in self.blocks():
             yield from block
 

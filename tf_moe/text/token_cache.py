@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -124,10 +125,10 @@ def cache_tokens(
 def check_shard(shard: tuple[int, int]) -> tuple[int, int]:
     """The pair; raises ValueError unless it is a number of a process and how many there are."""
     try:
-        index, count = shard
-    except TypeError:
-        index, count = None, None
-    if not all(isinstance(n, int) and not isinstance(n, bool) for n in (index, count)) or not 0 <= index < count:
+        index, count = map(operator.index, shard)
+    except (TypeError, ValueError):
+        index, count = 0, 0
+    if not 0 <= index < count:
         raise ValueError(
             "shard must be a pair (number of this process, number of processes), such as (0, 4). "
             f"Received: shard={shard!r}."

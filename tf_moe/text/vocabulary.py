@@ -22,7 +22,8 @@ class Vocabulary:
     """Tokens and their ids: 0 is padding, 1 an unknown token, 2 the end of a sentence, then by frequency.
 
     These three specials are written `<pad>`, `<unk>` and `</s>`. In a text `<unk>` is unknown (WikiText has
-    it), and so are `<pad>` and `</s>`: only the end of a line ends a sentence, and no text makes padding.
+    it), and so are `<pad>` and `</s>`: only the end of a line ends a sentence, and no text makes padding. The tokens
+    "code" cut them into parts.
 
     Args:
         tokens: All tokens in the order of their ids; the specials are the first three.
@@ -79,7 +80,8 @@ class Vocabulary:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids [T]: tokens with spaces between, a new line for `</s>`, nothing for padding.
 
-        Encoding that text gives the same ids again. A last `</s>` ends the text without a new line.
+        A last `</s>` ends the text without a new line. Encoding the lines of the text gives the same ids again, if they
+        end in `</s>` and hold no padding; of "code", no unknown token either.
 
         Raises:
             ValueError: ids are not integers [T] from 0 to below the size of the vocabulary.
