@@ -300,6 +300,14 @@ class ResumeTest(TestCase):
             self.fit(self.model(), rest, Resume(self.directory))
         self.assertEqual(rest.losses, whole.losses[STEPS:])
 
+    def test_epochs_shorter_than_save_freq(self):
+        """Their ends are saved all the same."""
+        whole, rest = Interrupt(), Interrupt()
+        self.fit(self.model(), whole)
+        self.interrupted(after=9, save_freq=100)
+        self.fit(self.model(), rest, Resume(self.directory, save_freq=100))
+        self.assertEqual(rest.losses, whole.losses[STEPS:])
+
     def test_a_training_that_was_stopped_keeps_its_end(self):
         """Which is no multiple of save_freq: more epochs begin after it."""
         whole, rest = Interrupt(), Interrupt()

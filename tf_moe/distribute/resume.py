@@ -58,9 +58,10 @@ class Resume(keras.callbacks.Callback):
 
     Args:
         directory: Where the checkpoints are, on storage that all processes share.
-        save_freq: "epoch", the default, or a number of batches.
-        delete_checkpoint: Whether a finished training leaves nothing behind. Default True. Otherwise its end is saved,
-            whatever `save_freq`, and the same script goes on from there with more epochs.
+        save_freq: "epoch", the default, or a number of batches; the end of each epoch is saved in any case, and the
+            number is counted from there.
+        delete_checkpoint: Whether a finished training leaves nothing behind. Default True. Otherwise the same script
+            goes on from its end with more epochs.
         save_before_exit: Whether SIGTERM, with which machines are taken back, lets the running batch end and saves
             before it ends the process. Default False: it ends the process at once, and the last checkpoint counts. In
             one process only, and in its main thread.
@@ -141,10 +142,8 @@ class Resume(keras.callbacks.Callback):
         self._save_and_exit(due)
 
     def on_epoch_end(self, epoch, logs=None):
-        is_last = epoch + 1 == self.params["epochs"] or self.model.stop_training
-        is_kept = not self.delete_checkpoint and is_last
         self._unsaved = epoch + 1, 0
-        self._save_and_exit(due=self.save_freq == "epoch" or is_kept)
+        self._save_and_exit(due=True)
 
     def on_train_end(self, logs=None):
         self._signals.close()
