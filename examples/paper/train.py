@@ -127,9 +127,10 @@ class GradientNorm(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if self._norm is None:
             self._norm = tf.function(self._measure)
-        before = [variable.numpy() for variable in self.model.non_trainable_variables]
+        state = [*self.model.non_trainable_variables, *self.model.metrics_variables]
+        before = [variable.numpy() for variable in state]
         self.values += [float(self._norm(*batch)) for batch in self.batches]
-        for variable, value in zip(self.model.non_trainable_variables, before, strict=True):
+        for variable, value in zip(state, before, strict=True):
             variable.assign(value)
 
     def _measure(self, tokens, following, weights):

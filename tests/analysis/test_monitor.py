@@ -1,11 +1,12 @@
 import glob
+import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tests.base import TestCase
-from tf_moe.analysis import ExpertMonitor, Label
+from tf_moe.analysis import DeadExperts, ExpertMonitor, Label
 from tf_moe.analysis.monitor import _picture
 from tf_moe.layers import SparseMoE
 
@@ -93,6 +94,31 @@ class ExpertMonitorTest(TestCase):
         self.assertLen(lines, 2 + 4)
         self.assertStartsWith(lines[2], f"| {np.argmax(usage[-1].load)} | ")
         self.assertNotRegex("".join(lines), r"[^\\]\|dd")
+
+    def test_recurrent_layers_train_as_without(self):
+        """An LSTM draws dropout masks at evaluation too, and a stateful one keeps its last state."""
+        layers = [
+            keras.layers.Embedding(9, 5),
+            keras.layers.LSTM(5, return_sequences=True, dropout=0.2, seed=1),
+            keras.layers.LSTM(5, return_sequences=True, stateful=True),
+            SparseMoE(4, 3, k=2, seed=1, name="moe"),
+            keras.layers.Dense(9),
+        ]
+        model = keras.Sequential([keras.Input(batch_shape=(4, 6), dtype="int32"), *layers])
+        model.compile(keras.optimizers.SGD(1.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        x = self.rng.integers(0, 9, (8, 6))
+        fit = {"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0}
+        start, ends = [variable.numpy() for variable in model.variables], []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of dead experts
+            for callbacks in ([], [ExpertMonitor([x[:4]], every=1), DeadExperts([x[:4]])]):
+                for variable, value in zip(model.variables, start, strict=True):
+                    variable.assign(value)
+                layers[2].reset_states()
+                model.fit(x, x, callbacks=callbacks, **fit)
+                ends.append([variable.numpy() for variable in model.variables])
+        for alone, watched in zip(*ends, strict=True):
+            self.assertAllClose(alone, watched, rtol=1e-4, atol=1e-5)
 
     def test_several_steps_in_one_call(self):
         model = self.model()

@@ -45,8 +45,8 @@ class Decisions(NamedTuple):
 class Observer:
     """Calls a model at evaluation and returns what its gates decided, by the name of the layer.
 
-    The model is traced at most twice, whatever the batches, so that a callback may look often. Its metrics are what
-    they were before: what is shown of a training is of the training.
+    The model is traced at most twice, whatever the batches, so that a callback may look often. It is left as it was:
+    its metrics, so that what is shown of a training is of the training, and whatever else a call may change.
 
     Args:
         model: Any built Keras model on one device, layers inside of layers too.
@@ -77,11 +77,11 @@ class Observer:
         }
 
     def _trace(self, inputs):
-        metrics = self.model.metrics_variables
-        before = [tf.identity(variable.value) for variable in metrics]
+        state = _state_of(self.model)
+        before = [tf.identity(variable.value) for variable in state]
         with record_routings() as routings:
             self.model(inputs, training=False)
-        for variable, value in zip(metrics, before, strict=True):
+        for variable, value in zip(state, before, strict=True):
             variable.assign(value)
         calls: dict[str, list] = {}
         for layer, routing in routings:
@@ -94,6 +94,13 @@ class Observer:
             for index, gate, dropped in (zip(*parts, strict=True) for parts in calls.values())
         ]
         return tf.constant(list(calls), tf.string), joined  # a dictionary would come back sorted
+
+
+def _state_of(model: keras.Model) -> list[keras.Variable]:
+    """What a call at evaluation may change: metrics, seeds, which an LSTM with dropout moves on, and states of RNNs."""
+    recurrent = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.RNN) and layer.stateful]
+    states = keras.tree.flatten([layer.states for layer in recurrent])  # which Keras has in none of its lists
+    return [*model.metrics_variables, *(v for v in model.variables if not v.trainable), *states]
 
 
 def _dropped(layer: SparseMoE, routing) -> tf.Tensor:
