@@ -47,6 +47,10 @@ class DeadExpertsTest(TestCase):
         with self.assertRaisesRegex(ValueError, "share=1.5"):
             DeadExperts([], share=1.5)
 
+    def test_batches_that_cannot_be_looked_at_again(self):
+        with self.assertRaisesRegex(ValueError, "gone through at every look"):
+            DeadExperts(iter([self.x]))
+
     def test_default_losses_bring_them_back(self):
         """Six of eight at first. One that fell very far behind may take longer than this."""
         model = self.model(bias=4.0)

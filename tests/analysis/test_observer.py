@@ -1,7 +1,9 @@
 import keras
 import numpy as np
+from absl.testing import parameterized
 
 from tests.base import TestCase
+from tf_moe.analysis import DeadExperts, ExpertMonitor, measure_stability, measure_usage
 from tf_moe.analysis.observer import Observer
 from tf_moe.distribute import ExpertParallelStrategy
 from tf_moe.layers import SparseMoE
@@ -44,6 +46,27 @@ class ObserverTest(TestCase):
             observer(ids)
             self.assertAllEqual([float(variable) for variable in model.metrics_variables], [3.0] * 20)
         self.assertLessEqual(len(traces), 2)  # the first shape, and any
+
+    @parameterized.named_parameters(
+        ("usage", lambda model, batches: measure_usage(model, batches)),
+        ("stability", lambda model, batches: measure_stability(model, model, batches)),
+        ("dead_experts", lambda model, batches: DeadExperts(batches)),
+        ("monitor", lambda model, batches: ExpertMonitor(batches)),
+    )
+    def test_a_batch_in_place_of_batches(self, look):
+        model, x = keras.Sequential([keras.Input((6,)), SparseMoE(2, 3, k=1)]), self.normal(4, 6)
+        for batch, message in (
+            ((x, x), r"Received: a tuple. Pass \[\(x, y\)\]"),
+            (x, r"Received: an array of shape \(4, 6\). Pass \[x\]"),
+            (keras.ops.convert_to_tensor(x), r"an array of shape \(4, 6\)"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                look(model, batch)
+
+    def test_no_batch(self):
+        model = keras.Sequential([keras.Input((6,)), SparseMoE(2, 3, k=1)])
+        with self.assertRaisesRegex(ValueError, "as there was no batch"):
+            measure_usage(model, [])
 
     def test_mesh(self):
         with ExpertParallelStrategy(["CPU:0", "CPU:1"]).scope():

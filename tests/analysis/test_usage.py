@@ -73,5 +73,5 @@ class UsageTest(TestCase):
 
     def test_no_such_layer(self):
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="only")])
-        with self.assertRaisesRegex(ValueError, "only"):
-            measure_usage(model, [])
+        with self.assertRaisesRegex(ValueError, "on any batch.*only"):
+            measure_usage(model, [self.normal(3, 4)])

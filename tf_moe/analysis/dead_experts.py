@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import keras
 
 from tf_moe import checks
-from tf_moe.analysis.observer import Observer, tally
+from tf_moe.analysis.observer import Observer, check_batches, tally
 from tf_moe.analysis.usage import UsageTally
 
 
@@ -17,15 +17,16 @@ class DeadExperts(keras.callbacks.Callback):
     in the first epochs is no harm; one that stays says that the losses' weights are too small, or the batches.
 
     Args:
-        batches: What to look at, as `fit` takes it, such as the validation data: enough positions for every expert to
-            be chosen, and few enough to be routed once an epoch.
+        batches: What to look at, such as the validation data, a list or a dataset of batches; of arrays pass `[x]`.
+            Enough positions for every expert to be chosen, and few enough to be routed once an epoch.
         share: An expert counts as dead with no more than this share of its even load. Default 0: with none at all.
 
     Attributes:
         history: For each layer's name, the indices of dead experts after each epoch, a list of lists.
 
     Raises:
-        ValueError: If share is not from 0 to under 1; after the first epoch, if the model has no SparseMoE layer.
+        ValueError: If share is not from 0 to under 1, or `batches` is one batch or can be gone through only once; after
+            the first epoch, if the model has no SparseMoE layer.
 
     Example:
 
@@ -38,6 +39,7 @@ class DeadExperts(keras.callbacks.Callback):
 
     def __init__(self, batches: Iterable, share: float = 0.0):
         super().__init__()
+        check_batches(batches, again=True)
         self.batches = batches
         self.share = checks.share("share", share)
         self.history: dict[str, list[list[int]]] = {}

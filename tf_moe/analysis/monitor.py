@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.analysis.labels import Label
-from tf_moe.analysis.observer import Observer, tally
+from tf_moe.analysis.observer import Observer, check_batches, tally
 from tf_moe.analysis.specialisation import Specialisation, SpecialisationTally, as_labels
 from tf_moe.analysis.summaries import write_histogram, write_image, write_scalar, write_text
 from tf_moe.analysis.usage import Usage, UsageTally
@@ -33,8 +33,8 @@ class ExpertMonitor(keras.callbacks.Callback):
     apart. It is written with TensorFlow alone; TensorBoard need not be installed where the model trains.
 
     Args:
-        batches: What to look at, as `fit` takes it, such as the first batches of the validation data: a list or a
-            dataset, since it is gone through again and again.
+        batches: What to look at, such as the first batches of the validation data: a list or a dataset of batches,
+            since it is gone through again and again. Of arrays pass `[x]`.
         log_dir: Directory for TensorBoard. Default None: nothing is written, and the history only kept.
         every: "epoch", the default, or a number of training batches.
         labels: As in `measure_specialisation`. Default none.
@@ -46,8 +46,8 @@ class ExpertMonitor(keras.callbacks.Callback):
         specialisation: For each layer's name and each label, its share at each look, a list.
 
     Raises:
-        ValueError: If `every` is neither, or `batches` can be gone through only once; at the first look, as
-            `measure_usage` and `measure_specialisation`.
+        ValueError: If `every` is neither, or `batches` is one batch or can be gone through only once; at the first
+            look, as `measure_usage` and `measure_specialisation`.
         TypeError: If a label is no function.
 
     Example:
@@ -70,10 +70,7 @@ class ExpertMonitor(keras.callbacks.Callback):
         layers: str | Sequence[str] | None = None,
     ):
         super().__init__()
-        if iter(batches) is batches:
-            raise ValueError(
-                f"batches must be a list or a dataset, to be gone through at every look. Received: batches={batches!r}."
-            )
+        check_batches(batches, again=True)
         self.batches = batches
         self.log_dir = None if log_dir is None else fspath(log_dir)
         self.every = every if every == "epoch" else checks.integer("every", every, hint=', or "epoch"')

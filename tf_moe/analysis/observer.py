@@ -111,6 +111,23 @@ def _dropped(layer: SparseMoE, routing) -> tf.Tensor:
     return tf.reduce_sum(tf.nn.relu(routing.load - tf.cast(capacity, tf.float32)))
 
 
+def check_batches(batches: Iterable, again: bool = False) -> None:
+    """Raise ValueError for one batch in place of many; and where they are needed again, for what can be had once.
+
+    A batch could be gone through as well: of a tuple the targets would count as inputs, of an array its rows.
+    """
+    if isinstance(batches, tuple):
+        raise ValueError("batches must be a list or dataset of batches. Received: a tuple. Pass [(x, y)].")
+    if hasattr(batches, "shape"):
+        raise ValueError(
+            f"batches must be a list or dataset of batches. Received: an array of shape {batches.shape}. Pass [x]."
+        )
+    if again and iter(batches) is batches:
+        raise ValueError(
+            f"batches must be a list or a dataset, to be gone through at every look. Received: batches={batches!r}."
+        )
+
+
 class Batch:
     """What a model was called with, and what functions say of it, each asked once.
 
@@ -144,9 +161,11 @@ def tally(
     """One pass over the batches, with a tally for each layer; or for some, by their names.
 
     Raises:
-        ValueError: If the model does not call one of these, or no layer, or there is no batch.
+        ValueError: If the model does not call one of these, or no layer, or there is no batch, or one in place of many.
     """
+    check_batches(batches)
     tallies: dict[str, AnyTally] = {}
+    found = None
     for batch in batches:
         found, shared = observer(batch), Batch(inputs_of(batch))
         for name in found if layers is None else layers:
@@ -159,9 +178,8 @@ def tally(
             tallies[name].add(found[name], shared)
     if not tallies:
         model = observer.model
-        raise ValueError(
-            f"No SparseMoE layer was called on any batch. Received: {model.name!r} with layers {model.layers}."
-        )
+        when = "as there was no batch" if found is None else "on any batch"
+        raise ValueError(f"No SparseMoE layer was called {when}. Received: {model.name!r} with layers {model.layers}.")
     return tallies
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from tf_moe.analysis.co_activation import LARGEST_MATRIX, add_pairs
 from tf_moe.analysis.information import LabelCounter
 from tf_moe.analysis.matching import best_matching
-from tf_moe.analysis.observer import Decisions, Observer, inputs_of
+from tf_moe.analysis.observer import Decisions, Observer, check_batches, inputs_of
 from tf_moe.analysis.specialisation import GROUPS, Specialisation, check_resampling, specialisation
 
 
@@ -76,8 +76,8 @@ def measure_stability(
 
     Raises:
         ValueError: If a model is not built, has no SparseMoE layer, or two of one name; if the layers are not of like
-            number and size; there is no batch; `resamples` is no integer of at least 0, or `seed` neither that nor
-            None.
+            number and size; there is no batch, or one in place of many; `resamples` is no integer of at least 0,
+            or `seed` neither that nor None.
         TypeError: If one is no model.
         ImportError: If SciPy is not installed: `pip install 'tf_moe[analysis]'`.
 
@@ -92,6 +92,7 @@ def measure_stability(
     groups without names.
     """
     resamples, seed = check_resampling(resamples, seed)
+    check_batches(batches)
     observers = Observer(model), Observer(other)
     tallies: dict[str, StabilityTally] = {}
     for batch in batches:

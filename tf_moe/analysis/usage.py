@@ -101,7 +101,8 @@ def measure_usage(model: keras.Model, batches: Iterable) -> dict[str, Usage]:
         A `Usage` for each layer's name, summed over all batches and all its calls.
 
     Raises:
-        ValueError: If the model has no SparseMoE layer, or two of one name, is not built, or there is no batch.
+        ValueError: If the model has no SparseMoE layer, or two of one name, is not built; if there is no batch, or one
+            in place of many.
         TypeError: If it is no model.
 
     Example:
