@@ -89,6 +89,20 @@ class FitTest(TestCase):
         for expected, ours in zip(one.optimizer.variables, many.optimizer.variables, strict=True):
             self.assertAllClose(ours, expected, msg=expected.path, **CLOSE)
 
+    @parameterized.parameters("sgd", "adagrad", "rmsprop")
+    def test_optimizers_with_sparse_gradients(self, optimizer):
+        """Those of an embedding, in which a word is there more than once."""
+
+        def make():
+            model = keras.Sequential([keras.Input((4,), dtype="int32"), keras.layers.Embedding(VOCABULARY, VOCABULARY)])
+            return compiled(model, optimizer)
+
+        one, many = self.pair(strategy_on(2), make)
+        x, y = self.sentences(12, 4)
+        histories = [model.fit(x, y, 6, epochs=2, shuffle=False, verbose=0).history for model in (many, one)]
+        histories_close(self, *histories)
+        self.assert_same_weights(one, many)
+
     def test_a_loss_scale_that_finds_its_size(self):
         """Steps with gradients that are not finite are left out, on the mesh the same ones."""
 

@@ -27,6 +27,17 @@ class MeshVariable(dtensor.DVariable):
                 value = place(value, self.layout, self.dtype)
         return super().assign(value, *args, **kwargs)
 
+    # The sparse gradients of embeddings. DTensor has no rule for scattering; the sum is the same. To make gradients
+    # dense before an optimizer sees them would not do: where a row is there twice, Keras squares each part by itself.
+
+    def scatter_add(self, sparse_delta, *args, **kwargs):
+        """Add `tf.IndexedSlices`."""
+        return self.assign_add(tf.convert_to_tensor(sparse_delta), *args, **kwargs)
+
+    def scatter_sub(self, sparse_delta, *args, **kwargs):
+        """Subtract `tf.IndexedSlices`."""
+        return self.assign_sub(tf.convert_to_tensor(sparse_delta), *args, **kwargs)
+
 
 def whole(x: tf.Tensor, mesh: dtensor.Mesh) -> tf.Tensor:
     """A plain tensor with all of a DTensor."""
