@@ -228,6 +228,35 @@ class FitTest(TestCase):
                 self.assertBetween(ours["moe/dropped_fraction"][0], 0.3, 0.8)
 
 
+class OutsideTest(TestCase):
+    """A variable made outside of the scope is a plain one: its numbers would be those of one device, unnoticed."""
+
+    def assert_refused(self, model, method, *data):
+        message = (
+            rf"inside `with strategy.scope\(\)`. Received: '{model.name}' with variables made outside: \['outside/"
+        )
+        with self.assertRaisesRegex(ValueError, message):
+            getattr(model, method)(*data, verbose=0)
+
+    def test_metric(self):
+        x, metric = self.normal(4, 3), keras.metrics.MeanSquaredError("outside")
+        with strategy_on(2).scope():
+            model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
+            model.compile("sgd", "mse", metrics=[metric])
+        for method in ("fit", "evaluate"):
+            self.assert_refused(model, method, x, x)
+        self.assertAllEqual(model.predict(x, verbose=0).shape, x.shape)  # which asks no metric
+
+    def test_layer(self):
+        x, layer = self.normal(4, 3), keras.layers.Dense(3, name="outside")
+        layer.build((None, 3))
+        with strategy_on(2).scope():
+            model = keras.Sequential([keras.Input((3,)), layer])
+            model.compile("sgd", "mse")
+        self.assert_refused(model, "fit", x, x)
+        self.assert_refused(model, "predict", x)
+
+
 class CallbacksTest(TestCase):
     def test_checkpoints_early_stopping_and_resuming(self):
         folder = self.get_temp_dir()

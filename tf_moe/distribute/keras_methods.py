@@ -7,7 +7,8 @@
 - `export` traces the model for batches of any size, and on a mesh all shapes are static.
 - `ModelCheckpoint` and `BackupAndRestore` make, copy and delete files in every process, too.
 
-So they are wrapped, once, when the first strategy is made. Models of other strategies are left alone.
+So they are wrapped, once, when the first strategy is made. Models of other strategies are left alone. When a step is
+made, all variables must be on the mesh: a plain one, of a metric say, would get the part of one device, unnoticed.
 """
 
 import functools
@@ -64,12 +65,24 @@ def _place(structure, shards):
     return keras.tree.map_structure(place, structure)
 
 
+def _check_on_mesh(model, variables):
+    """Raise ValueError for variables that were not made in the scope of the strategy."""
+    strays = [variable.path for variable in variables if not isinstance(variable.value, dtensor.DVariable)]
+    if strays:
+        raise ValueError(
+            "Make and compile the model, its optimizer and its metrics inside `with strategy.scope()`. Received: "
+            f"{model.name!r} with variables made outside: {strays[:3]}."
+        )
+
+
 def _placing(make_function):
     @functools.wraps(make_function)
     def wrapper(model, step_function):
         function, shards = make_function(model, step_function), shards_of_model(model)
         if shards is None:
             return function
+        of_optimizer = model.optimizer.variables if model.optimizer else []
+        _check_on_mesh(model, [*model.variables, *model.metrics_variables, *of_optimizer])
 
         def on_mesh(iterator):
             batches = (_place(batch, shards) for batch in iterator)
@@ -89,6 +102,7 @@ def _placing_predict(make_predict_function):
         make_predict_function(model, force)
         function, shards = model.predict_function, shards_of_model(model)
         if shards is not None:
+            _check_on_mesh(model, model.variables)
             model.predict_function = lambda data: function([_place(batch, shards) for batch in data])
 
     return wrapper
