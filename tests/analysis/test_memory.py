@@ -81,6 +81,41 @@ class TrainingMemoryTest(TestCase):
         self.assertEqual(activations(**{**layers, "expert_hidden": 256}), 2 * 64 * (16 + 16))
         self.assertEqual(activations(**layers, capacity_factor=1.25), 8 * 20 * (16 + 16))
 
+    def test_layers_with_several_outputs(self):
+        """An LSTM by its cell, whatever it returns; one for each direction; any other layer by all that it returns."""
+
+        class Split(keras.layers.Layer):
+            def call(self, inputs):
+                return inputs[..., :3], inputs[..., 3:]
+
+            def compute_output_spec(self, inputs):
+                return keras.KerasTensor((None, None, 3)), keras.KerasTensor((None, None, inputs.shape[-1] - 3))
+
+        def kept(layer):
+            inputs = keras.Input((None, 5))
+            model = keras.Model(inputs, layer(inputs))
+            return (training_memory(model, tokens=32).activations / 4 / 32 - 5) / 2  # the largest layer counts twice
+
+        lstm = 8 * 7 + 5
+        self.assertEqual(kept(keras.layers.LSTM(7, return_sequences=True, return_state=True)), lstm)
+        self.assertEqual(kept(LSTM(7, return_state=True)), lstm)
+        for merge_mode in ("concat", "sum"):
+            layer = keras.layers.LSTM(7, return_sequences=True)
+            self.assertEqual(kept(keras.layers.Bidirectional(layer, merge_mode)), 2 * lstm)
+        self.assertEqual(kept(keras.layers.Bidirectional(keras.layers.GRU(7, return_sequences=True))), 2 * 7)
+        self.assertEqual(kept(Split()), 5)
+
+    def test_models_inside(self):
+        """Their inputs are kept as the outputs of what comes before."""
+        inputs = keras.Input((None, 5))
+        first, second = keras.layers.Dense(6), keras.layers.Dense(7)
+        flat = training_memory(keras.Model(inputs, second(first(inputs))), tokens=32)
+        middle = keras.Input((None, 6))
+        inner = keras.Model(middle, second(middle))
+        self.assertEqual(training_memory(keras.Model(inputs, inner(first(inputs))), tokens=32), flat)
+        again = keras.Model(inputs, keras.Model(inputs, inner(first(inputs)))(inputs))
+        self.assertEqual(training_memory(again, tokens=32), flat)
+
     def test_models_of_other_kinds_are_refused(self):
         model = Translator(9, width=4, lstm_units=4, encoder_layers=2, num_experts=2, expert_hidden=4, k=1)
         with self.assertRaisesRegex(ValueError, "Sequential and functional models.*'embedding'"):

@@ -56,8 +56,14 @@ def count(model: keras.Model) -> Counts:
 
 
 def leaves(model: keras.Model) -> list[keras.layers.Layer]:
-    """The layers of a model and of the models among them."""
-    return [leaf for layer in model.layers for leaf in (leaves(layer) if isinstance(layer, keras.Model) else [layer])]
+    """The layers of a model and of the models among them, without the inputs of these, which other layers gave out."""
+    found = []
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            found += [leaf for leaf in leaves(layer) if not isinstance(leaf, keras.layers.InputLayer)]
+        else:
+            found.append(layer)
+    return found
 
 
 def _count_layer(layer: keras.layers.Layer) -> Counts:

@@ -94,20 +94,26 @@ def _kept(layer, tokens: int) -> int:
     number = tf.as_dtype(layer.compute_dtype).size
     if isinstance(layer, SparseMoE):
         return _kept_by_moe(layer, tokens, number)
-    width = _width(layer) or 1  # ids have none
+    if isinstance(layer, keras.layers.Bidirectional):
+        lstms = [layer.forward_layer, layer.backward_layer]
+        if all(isinstance(one, keras.layers.LSTM) for one in lstms):
+            return sum(_kept(one, tokens) for one in lstms)
     if isinstance(layer, keras.layers.LSTM):
-        width = 6 * layer.units + 2 * width + layer.cell.kernel.shape[0]
-    return number * tokens * width
+        cell = layer.cell
+        return number * tokens * (6 * cell.units + 2 * cell.output_size + cell.kernel.shape[0])
+    return number * tokens * _width(layer)
 
 
-def _width(layer) -> int | None:
+def _width(layer) -> int:
+    """Numbers that a layer gives out for a token; of ids, whose shape has no width, one."""
     try:
-        return layer.output.shape[-1]
+        outputs = keras.tree.flatten(layer.output)
     except AttributeError as error:
         raise ValueError(
             "The memory of Sequential and functional models can be predicted. Received: a model whose layer "
             f"{layer.name!r} has no output of its own."
         ) from error
+    return sum(output.shape[-1] or 1 for output in outputs)
 
 
 def _kept_by_moe(layer: SparseMoE, tokens: int, number: int) -> int:
