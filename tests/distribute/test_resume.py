@@ -308,6 +308,22 @@ class ResumeTest(TestCase):
         self.fit(self.model(), rest, Resume(self.directory, save_freq=100))
         self.assertEqual(rest.losses, whole.losses[STEPS:])
 
+    @parameterized.parameters("epoch", 4)
+    def test_a_training_that_was_stopped_in_mid_epoch(self, save_freq):
+        """Keras ends the epoch, which is not over."""
+        whole, begin, rest = Interrupt(), Interrupt(), Interrupt()
+        self.fit(self.model(), whole)
+        model = self.model()
+
+        def stop(batch, logs):
+            model.stop_training = len(begin.losses) == STEPS + 3
+
+        stopping = keras.callbacks.LambdaCallback(on_train_batch_end=stop)
+        self.fit(model, begin, stopping, Resume(self.directory, save_freq))
+        self.fit(self.model(), rest, Resume(self.directory, save_freq))
+        self.assertEqual(begin.losses + rest.losses, whole.losses)
+        self.assertFalse(self.directory.exists())
+
     def test_a_training_that_was_stopped_keeps_its_end(self):
         """Which is no multiple of save_freq: more epochs begin after it."""
         whole, rest = Interrupt(), Interrupt()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -61,7 +62,8 @@ class Resume(keras.callbacks.Callback):
         save_freq: "epoch", the default, or a number of batches; the end of each epoch is saved in any case, and the
             number is counted from there.
         delete_checkpoint: Whether a finished training leaves nothing behind. Default True. Otherwise the same script
-            goes on from its end with more epochs.
+            goes on from its end with more epochs. A training that a callback stops in mid-epoch is saved, and not
+            finished.
         save_before_exit: Whether SIGTERM, with which machines are taken back, lets the running batch end and saves
             before it ends the process. Default False: it ends the process at once, and the last checkpoint counts. In
             one process only, and in its main thread.
@@ -107,11 +109,11 @@ class Resume(keras.callbacks.Callback):
         self._epoch, self._steps_per_epoch, self._found = 0, None, None
         self._unsaved = None  # epoch and batch that the training has come to, if there is no checkpoint of that
         self._signals = contextlib.ExitStack()
-        self._begins = self._terminated = False
+        self._begins = self._terminated = self._cut_short = False
 
     def on_train_begin(self, logs=None):
         _check_strategy(self.model)
-        self._begins, self._terminated, self._unsaved = True, False, None
+        self._begins, self._terminated, self._cut_short, self._unsaved = True, False, False, None
         data = data_of_fit(self.model)
         _check_data(data, in_mid_epoch=self.save_freq != "epoch" or self.save_before_exit)
         self._steps_per_epoch = data.steps_per_epoch
@@ -138,19 +140,21 @@ class Resume(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         seen, at_once = batch + 1, self.model.steps_per_execution
         due = self.save_freq != "epoch" and seen // self.save_freq > (seen - at_once) // self.save_freq
+        self._cut_short = self.model.stop_training and seen < (self.params["steps"] or math.inf)
         self._unsaved = self._epoch, seen
-        self._save_and_exit(due)
+        self._save_and_exit(due or self._cut_short)
 
     def on_epoch_end(self, epoch, logs=None):
-        self._unsaved = epoch + 1, 0
-        self._save_and_exit(due=True)
+        if not self._cut_short:  # Keras says so of an epoch that was stopped, too
+            self._unsaved = epoch + 1, 0
+            self._save_and_exit(due=True)
 
     def on_train_end(self, logs=None):
         self._signals.close()
         self.model._initial_epoch = None
         finish(self.model)
         self._save_and_exit(due=False)  # a signal may have come after the last epoch, or there was none to train
-        if self.delete_checkpoint:
+        if self.delete_checkpoint and not self._cut_short:
             barrier()
             if dtensor.client_id() == 0 and self.directory.exists():
                 self._delete()
