@@ -104,6 +104,25 @@ class SavingTest(TestCase):
                 served.serve(x)[:, :1], served.serve(self.x[:1])[:, :1].numpy().repeat(size, 0), **CLOSE
             )
 
+    def test_export_of_what_only_this_script_knows(self):
+        """On one device nothing has to be registered, or declared safe."""
+
+        class Dense(keras.layers.Layer):
+            """Not that of Keras."""
+
+            def call(self, x):
+                return x + 1
+
+        with strategy_on(2).scope():
+            layers = [keras.layers.Dense(2), Dense(), keras.layers.Lambda(lambda x: 3 * x)]
+            model = keras.Sequential([keras.Input((3,)), *layers])
+        x = self.normal(4, 3)
+        model.export(self.folder / "own", verbose=False)
+        served = tf.saved_model.load(self.folder / "own")
+        self.assertAllClose(served.serve(x), model.predict(x, verbose=0), **CLOSE)
+        with self.assertRaisesRegex(ValueError, "safe_mode"):
+            keras.layers.Lambda.from_config(layers[-1].get_config())
+
     def test_checkpoint(self):
         strategy = strategy_on(2)
         model = self.untrained(strategy)

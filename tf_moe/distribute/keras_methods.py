@@ -138,17 +138,20 @@ def _from_a_plain_model(export):
         weights, failures = model.get_weights(), []
 
         def build_and_export():
+            # The config is the model's own: the code and the classes in it are here already.
+            keras.config.enable_unsafe_deserialization()
             try:
-                copy = type(model).from_config(model.get_config())
-                if not copy.built:
-                    copy.build_from_config(model.get_build_config())
+                with keras.saving.custom_object_scope(_classes_of(model)):
+                    copy = type(model).from_config(model.get_config())
+                    if not copy.built:
+                        copy.build_from_config(model.get_build_config())
                 copy.set_weights(weights)
                 export(copy, filepath, *args, **kwargs)
             except BaseException as error:
                 failures.append(error)
 
         if dtensor.client_id() == 0:
-            # In a thread of its own, where the scope of the strategy does not reach.
+            # In a thread of its own, where the scope of the strategy does not reach, nor what Keras is told there.
             thread = threading.Thread(target=build_and_export)
             thread.start()
             thread.join()
@@ -157,6 +160,12 @@ def _from_a_plain_model(export):
             raise failures[0]
 
     return wrapper
+
+
+def _classes_of(model):
+    """The classes of a model's layers that are not those of Keras, by the names that configs have for them."""
+    classes = {type(layer) for layer in model._flatten_layers()}
+    return {keras.saving.get_registered_name(c): c for c in classes if not c.__module__.startswith("keras.")}
 
 
 def _folder_first(save_model):
