@@ -85,7 +85,8 @@ class SparseMoE(keras.layers.Layer):
         drop_by: With a `capacity_factor`, which positions a full expert drops: "position", the last ones, or "weight",
             those with the lowest gate values. Default "position".
         expert_dropout: Share of the built-in experts' hidden units dropped in training, against overfitting where there
-            are few tokens for each expert. Each expert draws once a step, for all of its tokens. Default 0.
+            are few tokens for each expert: 0.4 in our tests, beside dropout on the layers' outputs. Each expert draws
+            once a step, for all of its tokens. Default 0.
         shared_expert_hidden: Width of the hidden layer of one more expert that every token goes to, beside the k of the
             gate: what it computes is added to the mixture, before `output_activation`. It has the activation and biases
             of the others; of its hidden units the same share is dropped, but of each token others, since it is a dense
