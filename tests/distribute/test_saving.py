@@ -1,6 +1,7 @@
 """Files written from a mesh: they load anywhere, also on meshes of other sizes."""
 
 import pathlib
+import random
 from unittest import mock
 
 import keras
@@ -103,6 +104,14 @@ class SavingTest(TestCase):
             self.assertAllClose(
                 served.serve(x)[:, :1], served.serve(self.x[:1])[:, :1].numpy().repeat(size, 0), **CLOSE
             )
+
+    def test_export_draws_no_random_numbers(self):
+        """One process of a cluster exports; a model that is made afterwards has the same weights in all."""
+        with strategy_on(2).scope():
+            model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dropout(0.1)])
+        state = random.getstate()
+        model.export(self.folder / "random", verbose=False)
+        self.assertEqual(random.getstate(), state)
 
     def test_export_of_what_only_this_script_knows(self):
         """On one device nothing has to be registered, or declared safe."""

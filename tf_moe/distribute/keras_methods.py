@@ -15,6 +15,7 @@ import functools
 import itertools
 import os
 import pathlib
+import random
 import shutil
 import tempfile
 import threading
@@ -151,10 +152,15 @@ def _from_a_plain_model(export):
                 failures.append(error)
 
         if dtensor.client_id() == 0:
+            # Seeds that Keras draws for the copy no other process draws, and what is made later must be the same.
+            state = random.getstate()
             # In a thread of its own, where the scope of the strategy does not reach, nor what Keras is told there.
             thread = threading.Thread(target=build_and_export)
-            thread.start()
-            thread.join()
+            try:
+                thread.start()
+                thread.join()
+            finally:
+                random.setstate(state)
         barrier()  # after a failure, too: the others are waiting
         if failures:
             raise failures[0]
