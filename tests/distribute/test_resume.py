@@ -341,6 +341,12 @@ class ResumeTest(TestCase):
         self.fit(self.model(), rest, Resume(self.directory, 4))
         self.assertEqual(rest.losses, whole.losses[STEPS:])
 
+    @parameterized.parameters("gs://bucket/run", pathlib.Path("gs://bucket/run"), "hdfs://host:1/run")
+    def test_urls_are_refused(self, url):
+        """They would be local folders, gone with the machine."""
+        with self.assertRaisesRegex(ValueError, "directory='(gs|hdfs):/.*/run'. Mount the storage"):
+            Resume(url)
+
     def test_other_settings_are_refused(self):
         settings = {"rate": 0.1, "shape": (2, 3), "name": None}
         self.fit(self.model(), Resume(self.directory, delete_checkpoint=False, settings=settings), epochs=1)

@@ -25,6 +25,8 @@ from tf_moe.distribute.strategy import ExpertParallelStrategy
 _STATE = "state.json"
 # All that is made here of the files in a directory, where there may be others: the state, checkpoints and their parts.
 _OURS = re.compile(r"state\.json(\.new)?|epoch-\d+-batch-\d+(\.index|\.data-\d+-of-\d+|_parts)", re.ASCII)
+# Such as gs://bucket/run, of which a pathlib.Path leaves one slash. One letter is a drive of Windows.
+_URL = re.compile(r"\w\w+:/")
 # What a checkpoint is of: batches seen of an epoch, how many it has, and the seed of the order of the data.
 _FIELDS = {"checkpoint": str, "epoch": int, "batch": int, "steps": int | None, "seed": int | None}
 
@@ -71,11 +73,11 @@ class Resume(keras.callbacks.Callback):
             that JSON can hold. A checkpoint of other settings is refused. Default None.
 
     Raises:
-        ValueError: If `save_freq` is neither; `settings` cannot be written as JSON; the checkpoint found is damaged, of
-            another model, of other settings, or not of a training like this one; the data cannot come in the same order
-            again (a generator, `steps_per_epoch` of a dataset that ends, arrays shuffled without a seed); or the model
-            is not built, or of a strategy other than `ExpertParallelStrategy`. When training begins: if
-            `save_before_exit` is True in a cluster.
+        ValueError: If `save_freq` is neither; `directory` is a URL; `settings` cannot be written as JSON; the
+            checkpoint found is damaged, of another model, of other settings, or not of a training like this one; the
+            data cannot come in the same order again (a generator, `steps_per_epoch` of a dataset that ends, arrays
+            shuffled without a seed); or the model is not built, or of a strategy other than `ExpertParallelStrategy`.
+            When training begins: if `save_before_exit` is True in a cluster.
         FileNotFoundError: If the checkpoint that was the last is gone.
         OSError: If a checkpoint could not be written. The one before is whole.
 
@@ -97,6 +99,11 @@ class Resume(keras.callbacks.Callback):
         if save_freq != "epoch" and (isinstance(save_freq, bool) or not isinstance(save_freq, int) or save_freq < 1):
             raise ValueError(
                 f'save_freq must be "epoch" or a positive number of batches. Received: save_freq={save_freq!r}.'
+            )
+        if _URL.match(os.fspath(directory)):  # for pathlib a local folder of that name
+            raise ValueError(
+                f"Resume writes to a file system, and not to a URL. Received: directory={str(directory)!r}. Mount the "
+                "storage, and pass the folder where it is mounted."
             )
         self.directory = pathlib.Path(directory)
         self.save_freq = save_freq
