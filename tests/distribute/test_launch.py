@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 from tests.base import TestCase
 from tf_moe.distribute import cluster, launch
@@ -234,6 +235,21 @@ while True:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
         self.assertEqual(process.returncode, 128 + signal.SIGKILL)
+
+    def test_none_is_left_when_one_cannot_be_started(self):
+        started, start = [], subprocess.Popen
+
+        def fail_later(*arguments, **options):
+            if started:
+                raise OSError("too many processes")
+            started.append(start(*arguments, **options))
+            self.addCleanup(started[0].kill)
+            return started[0]
+
+        script = self.script("time.sleep(1000)")
+        with mock.patch.object(subprocess, "Popen", fail_later), self.assertRaisesRegex(OSError, "too many processes"):
+            launch.main(["--processes", "2", str(script)])
+        self.assertEqual(started[0].poll(), -signal.SIGKILL)
 
     def test_what_a_script_started_ends_with_it(self):
         process = self.start(

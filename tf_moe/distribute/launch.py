@@ -38,9 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         addresses = [f"localhost:{port}" for port in ports]
         group = _Processes(options.grace)
         with group.forwarding_signals():
-            for index in range(options.processes):
-                environment = process_environment(index, addresses, options.devices_per_process)
-                group.start([sys.executable, *target, *options.arguments], environment)
+            try:
+                for index in range(options.processes):
+                    environment = process_environment(index, addresses, options.devices_per_process)
+                    group.start([sys.executable, *target, *options.arguments], environment)
+            except BaseException:  # one cannot be started, and the others would wait for it
+                group.kill()
+                raise
             return group.wait()
 
 
@@ -131,6 +135,12 @@ class _Processes:
             copier = threading.Thread(target=self._copy, args=(index, source, target.buffer), daemon=True)
             copier.start()
             self._copiers.append(copier)
+
+    def kill(self) -> None:
+        """Ends all at once."""
+        _send(signal.SIGKILL, self._processes)
+        for process in self._processes:
+            process.wait()
 
     def wait(self) -> int:
         """Waits for all, and ends the others when one fails."""
