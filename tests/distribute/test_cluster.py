@@ -99,10 +99,26 @@ class FindClusterTest(TestCase):
             find_cluster(simple_resolver(jobs, task_type, task_id))
 
     def test_malformed_tf_config(self):
-        for value, what in (("{'cluster'", "not JSON"), ("[]", "JSON object")):
+        workers, cluster, task = {"worker": ["a:1", "b:1"]}, "'cluster' in TF_CONFIG must", "'task' in TF_CONFIG must"
+        for value, what in (
+            ("{'cluster'", "not JSON"),
+            ("[]", "JSON object"),
+            *(({"cluster": value}, cluster) for value in (None, "a:1", ["a:1"])),
+            *(({"cluster": {"worker": value}}, cluster) for value in (None, 3, "a:1,b:1", ["a:1", 3], {"one": "a:1"})),
+            *(({"cluster": workers, "task": value}, task) for value in (None, 3, [1], "worker")),
+            *(
+                ({"cluster": workers, "task": {"type": "worker", "index": value}}, task)
+                for value in (None, "one", -1, 1.5, True, [1])
+            ),
+        ):
             self.environment(TF_CONFIG=value)
-            with self.assertRaisesRegex(ValueError, what):
+            with self.assertRaisesRegex(ValueError, what, msg=value):
                 find_cluster()
+
+    def test_numbers_as_text(self):
+        cluster, task = {"worker": {"0": "a:1", "1": "b:1"}}, {"type": "worker", "index": "1"}
+        self.environment(TF_CONFIG={"cluster": cluster, "task": task})
+        self.assertEqual(find_cluster(), Cluster(1, ("a:1", "b:1")))
 
     def test_immutable(self):
         with self.assertRaises(AttributeError):

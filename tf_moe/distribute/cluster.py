@@ -137,3 +137,20 @@ def _check_tf_config(value: str) -> None:
         raise ValueError(f"TF_CONFIG is not JSON ({error}). Received: {value!r}") from error
     if not isinstance(config, dict):
         raise ValueError(f"TF_CONFIG must be a JSON object with 'cluster' and 'task'. Received: {value!r}")
+    cluster, task = config.get("cluster", {}), config.get("task", {})
+    if not isinstance(cluster, dict) or not all(map(_are_addresses, cluster.values())):
+        raise ValueError(
+            "'cluster' in TF_CONFIG must be a JSON object with a list of addresses 'host:port' for each type of task. "
+            f"Received: {value!r}"
+        )
+    if not isinstance(task, dict) or not str(task.get("index", 0)).isdecimal():  # which scripts of a shell give as text
+        raise ValueError(
+            f"'task' in TF_CONFIG must be a JSON object whose 'index' is an integer from 0 on. Received: {value!r}"
+        )
+
+
+def _are_addresses(tasks) -> bool:
+    """Whether these are texts, in a list or by their numbers."""
+    if isinstance(tasks, dict):
+        return all(map(str.isdecimal, tasks)) and _are_addresses(list(tasks.values()))
+    return isinstance(tasks, list) and all(isinstance(address, str) for address in tasks)
