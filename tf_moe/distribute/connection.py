@@ -41,7 +41,8 @@ def join(
 
     From then on the loss of a process makes the next collective operation of every other one raise an error within
     about `heartbeat_timeout`. An exception that ends one process does so at once, and the error repeats its message.
-    When a script ends without one, its process waits half a minute at most for the others to end too.
+    When a script ends without one, or by `sys.exit` with whatever code, of which Python tells nobody, its process waits
+    half a minute at most for the others to end too, and only then is lost to them.
 
     While it waits for the others to start, the process can be stopped by SIGQUIT and SIGKILL only.
 
