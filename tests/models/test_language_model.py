@@ -50,6 +50,13 @@ class LanguageModelTest(TestCase):
         self.assertLess(history[-1], 1.5)
         self.assertGreater(history[0], 4)
 
+    def test_a_twin_beside_dense_layers(self):
+        """Whose names Keras counts from "dense" on."""
+        inputs = keras.Input((None, 4))
+        twin = dense_twin(SparseMoE(2, 3, k=1), 4)
+        model = keras.Model(inputs, keras.layers.Dense(2)(twin(keras.layers.Dense(4)(inputs))))
+        self.assertEqual(model.output_shape, (None, None, 2))
+
     def test_no_twin_of_unknown_experts(self):
         with self.assertRaisesRegex(ValueError, "expert="):
             dense_twin(SparseMoE(2, k=1, expert=lambda: keras.layers.Dense(4)), 4)

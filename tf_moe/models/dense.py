@@ -6,7 +6,7 @@ import keras
 
 
 def dense_feed_forward(
-    hidden: Sequence[int], width: int, activation="relu", output_activation=None, name: str = "dense", dtype=None
+    hidden: Sequence[int], width: int, activation="relu", output_activation=None, name: str | None = None, dtype=None
 ) -> keras.Sequential:
     """Dense layers as an expert has them, without biases, over sequences that may be masked.
 

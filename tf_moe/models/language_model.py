@@ -116,7 +116,7 @@ def check_layers(name: str, layers: list[keras.layers.Layer]) -> None:
         raise TypeError(f"{name} must be a list of layers, also where it is one. Received: {name}={layers!r}.")
 
 
-def dense_twin(moe: SparseMoE, width: int, name: str = "dense") -> keras.Sequential:
+def dense_twin(moe: SparseMoE, width: int, name: str = "dense_twin") -> keras.Sequential:
     """A dense layer of the multiply-adds of a mixture of built-in experts, its gate included.
 
     The paper's MoE-1-Wide without its gate: one expert as wide as the k chosen ones together. What the gate's matrices
