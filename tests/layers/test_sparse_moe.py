@@ -377,3 +377,11 @@ class RouteTest(TestCase):
     def test_no_matrix_for_very_many_experts(self):
         layer = SparseMoE((128, 64), expert_hidden=1, k=(1, 1))
         self.assertIsNone(layer.route(self.normal(2, 2)).gates)
+
+    def test_route_leaves_out_what_a_call_does(self):
+        """The mask that Keras attached to the inputs counts."""
+        x = keras.layers.Embedding(9, 4, mask_zero=True)(np.array([[3, 0, 5], [0, 0, 7]]))
+        layer = SparseMoE(4, 5, k=2)
+        self.assertAllEqual(tf.reduce_sum(layer.route(x).gates, -1) > 0, [1, 0, 1, 0, 0, 1])
+        every = layer.route(x, mask=np.ones((2, 3), bool))
+        self.assertAllEqual(tf.reduce_sum(every.gates, -1) > 0, [1] * 6)

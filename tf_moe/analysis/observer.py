@@ -98,9 +98,14 @@ class Observer:
 
 def _state_of(model: keras.Model) -> list[keras.Variable]:
     """What a call at evaluation may change: metrics, seeds, which an LSTM with dropout moves on, and states of RNNs."""
-    recurrent = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.RNN) and layer.stateful]
+    layers = model._flatten_layers()
+    recurrent = [layer for layer in layers if isinstance(layer, keras.layers.RNN) and layer.stateful]
     states = keras.tree.flatten([layer.states for layer in recurrent])  # which Keras has in none of its lists
-    return [*model.metrics_variables, *(v for v in model.variables if not v.trainable), *states]
+    weights = {id(weight) for weight in model.weights}
+    seeds = [variable for variable in model.variables if id(variable) not in weights]
+    # Made so: what was frozen nothing changes, and it may be large.
+    not_trained = [variable for layer in layers for variable in layer._non_trainable_variables]
+    return [*model.metrics_variables, *seeds, *not_trained, *states]
 
 
 def _dropped(layer: SparseMoE, routing) -> tf.Tensor:
