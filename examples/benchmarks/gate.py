@@ -42,7 +42,8 @@ def products_step(experts, width):
             tape.watch([x, *weights])
             logits = [tf.matmul(x, w) for w in weights]
         upstream = [tf.repeat(d, tf.shape(x)[0], axis=0) for d in d_logits]
-        return tape.gradient(logits, [x, *weights], upstream)
+        # The logits too, or nobody would compute them: the gradients of a product do not need it.
+        return logits, tape.gradient(logits, [x, *weights], upstream)
 
     return step
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+import tf_moe
 from tests.base import TestCase
 from tf_moe.analysis import training_memory
 from tf_moe.layers import LSTM, SparseMoE
@@ -50,6 +51,16 @@ class TrainingMemoryTest(TestCase):
         kept = 32 * 8 + lstm + moe + 32 * 10
         self.assertEqual(memory.activations, 4 * (kept + lstm))
         self.assertEqual(memory.total, sum(memory))
+
+    def test_large_gates_keep_less(self):
+        def activations(experts, **options):
+            inputs = keras.Input((4,))
+            model = keras.Model(inputs, SparseMoE(experts, 1, k=2, capacity_factor=1.0, **options)(inputs))
+            return training_memory(model, tokens=1024).activations
+
+        self.assertAllClose(activations(1024) / activations(512), 1, atol=0.05)
+        by_all = tf_moe.gates.NoisyTopK(1024, 2, normalize="all")
+        self.assertAllClose(activations(1024, gate=by_all) / activations(512), 2, atol=0.05)
 
     def test_options(self):
         def memory(**options):

@@ -15,6 +15,7 @@ from tests.references import softmax
 from tf_moe.gates import ExpertChoice, Sinkhorn, Switch
 from tf_moe.gates.hash import assignments
 from tf_moe.layers import SparseMoE
+from tf_moe.mesh.noise import Noise
 
 # Of the numbers that a layer computes with, the distance of 1 from the next, in the half precisions that of products.
 ROUNDING = {"float32": 2e-6, "float64": 2e-6, "mixed_bfloat16": 2e-2, "mixed_float16": 4e-3}
@@ -258,16 +259,21 @@ def feed_forward(x, w1, b1, w2, b2):
     return np.maximum(hidden, 0) @ w2 + b2, hidden_size @ np.abs(w2) + np.abs(b2)
 
 
-def fix_noise(gate, rng):
-    """Make the gate draw the same noise in every call; returns a list of what it drew, level by level."""
-    drawn, seed = [], rng.integers(2**31, size=2)
+class SameNoise(Noise):
+    """Noise of one seed for every call; `drawn` is the list of the matrices it was asked for, level by level."""
 
-    def noise(shape):
-        drawn.append(tf.random.stateless_normal(shape, seed))
-        return drawn[-1]
+    def __init__(self, rng):
+        super().__init__(tf.constant(rng.integers(2**31, size=2), tf.int32))
+        self.drawn = []
 
-    gate.noise = noise
-    return drawn
+    def whole(self, shape):
+        self.drawn.append(super().whole(shape))
+        return self.drawn[-1]
+
+    def rows(self, start, rows, columns):
+        numbers = super().rows(start, rows, columns)
+        self.drawn.append(numbers)  # few enough to be one part
+        return numbers
 
 
 class SparseMoETest(TestCase):
@@ -306,7 +312,8 @@ class SparseMoETest(TestCase):
         layer.build((*shape, width))
         layer.set_weights([rng.standard_normal(w.shape) for w in layer.get_weights()])
         layer.gate.set_weights([kernel * w for w in layer.gate.get_weights()])
-        drawn = fix_noise(layer.gate, rng)
+        noise = SameNoise(rng)
+        layer.gate.new_noise = lambda: noise
         layer.gate.bias_rate = 0.0  # or the routing below would be another than that of the step
         inputs = tf.reshape(x, [*shape, width])
         options = {}
@@ -331,7 +338,7 @@ class SparseMoETest(TestCase):
 
         if training and arguments["expert_dropout"]:
             return  # what was dropped is known to nobody
-        drawn.clear()
+        noise.drawn.clear()
         routing = layer.route(inputs, mask=mask, training=training, **options)
         counted = np.ones(tokens, bool) if mask is None else mask.ravel()
         reference = Reference(self, layer, tf.cast(x, tf.float64).numpy(), counted)
@@ -342,7 +349,7 @@ class SparseMoETest(TestCase):
         elif arguments["gate"] == "bias_balanced":
             reference.check_bias_balanced(routing)
         else:
-            reference.check_routing(routing, drawn[0].numpy() if drawn else None, training)
+            reference.check_routing(routing, noise.drawn[0].numpy() if noise.drawn else None, training)
         expected, size = reference.output(routing)
         error = np.abs(tf.reshape(tf.cast(y, tf.float64), [-1, width]).numpy() - expected)
         self.assertLessEqual((error / (size + 1e-30)).max(initial=0), ROUNDING[arguments["dtype"]])

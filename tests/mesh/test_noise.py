@@ -54,12 +54,39 @@ class NoiseTest(TestCase):
         self.assertLess(distance, 2.5 / len(numbers) ** 0.5)  # beyond by chance once in 130,000 times
 
     def test_extremes_are_finite_and_symmetric(self):
+        # The least radius and the largest one, next to the four axes: the lowest bits are the angle.
+        quarters = np.array([0, 2**12 - 1, 2**12, 2**13 - 1, 2**13, 3 * 2**12 - 1, 3 * 2**12, 2**14 - 1])
+        for radius, expected in ((2**17 - 1, 2.0**-9), (-(2**17), (38 * np.log(2)) ** 0.5)):
+            bits = tf.constant(radius * 2**14 + quarters, tf.int32)
+            with mock.patch.object(tf.random, "stateless_uniform", return_value=bits):
+                numbers = noise.normal([16], tf.constant([0, 0]), None).numpy()
+            self.assertAllClose(np.sort(numbers), np.sort(-numbers), rtol=0, atol=1e-6)
+            self.assertAllClose(np.hypot(*numbers.reshape(2, 8)), np.full(8, expected), rtol=1e-4)
+            self.assertAllClose(np.abs(numbers).max(), expected, rtol=1e-4)
+
         extremes = tf.constant([0.0, 1 - 2.0**-23])
         with mock.patch.object(tf.random, "stateless_uniform", return_value=extremes):
-            lowest, highest = noise.normal([2], tf.constant([0, 0]), None).numpy()
             self.assertAllEqual(noise.between_0_and_1([2], tf.constant([0, 0]), None), [2.0**-24, 1 - 2.0**-24])
-        self.assertAllClose(normal_cdf(np.float64(lowest)), 2.0**-24, rtol=1e-3, atol=0)
-        self.assertEqual(lowest, -highest)
+
+    def test_both_of_a_pair_are_independent(self):
+        seed = self.rng.integers(0, 2**31, 2).astype("int32")
+        one, other = np.split(noise.normal([1000, 200], seed, None).numpy(), 2, axis=1)
+        for a, b in ((one, other), (np.abs(one), np.abs(other)), (one, other**2), (one[:, :-1], one[:, 1:])):
+            self.assertLess(abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]), 5 / one.size**0.5)
+
+    def test_rows_of_a_draw(self):
+        seed = self.rng.integers(0, 2**31, 2).astype("int32")
+        for columns in (1, 2, 5, 64):
+            whole = noise.Noise(seed).whole([23, columns])
+            for start, rows in ((0, 23), (0, 4), (8, 7), (20, 3), (12, 0)):
+                got = noise.Noise(seed).rows(tf.constant(start), tf.constant(rows), columns)
+                self.assertAllClose(got, whole[start : start + rows], rtol=1e-6, atol=1e-6)
+
+    def test_shapes(self):
+        seed = tf.constant([1, 2])
+        for shape in ([3], [2, 5], [2, 3, 4], [0, 3]):
+            self.assertAllEqual(noise.normal(tf.constant(shape), seed, None), noise.normal(shape, seed, None))
+            self.assertEqual(noise.normal(shape, seed, None).shape, shape)
 
     def test_the_numbers_of_one_device(self):
         seed = self.rng.integers(0, 2**31, 2).astype("int32")

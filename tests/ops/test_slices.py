@@ -1,7 +1,7 @@
 import tensorflow as tf
 
 from tests.base import TestCase
-from tf_moe.ops.slices import add_to_slice, owns_its_memory
+from tf_moe.ops.slices import add_to_slice, owns_its_memory, write_rows
 
 
 class SlicesTest(TestCase):
@@ -26,3 +26,18 @@ class SlicesTest(TestCase):
         self.assertEqual([bool(b) for b in ask(tf.ones([1, 2, 2]), tf.ones([1, 2, 2]))], [True, False, True, False])
         self.assertTrue(owns_its_memory(tf.ones([1, 2, 2])))
         self.assertFalse(owns_its_memory(tf.ones([2, 2])))
+
+    def test_rows(self):
+        given = tf.constant(self.normal(5, 3))
+        rows, expected = self.normal(2, 3), given.numpy()
+        expected[1:3] = rows
+        for form in (write_rows, tf.function(write_rows)):
+            self.assertAllClose(form(given, tf.constant(1), tf.constant(rows)), expected)
+            self.assertAllClose(given, expected)
+
+    def test_gradients_of_rows(self):
+        rows, upstream = tf.constant(self.normal(2, 3)), tf.constant(self.normal(5, 3))
+        with tf.GradientTape() as tape:
+            tape.watch(rows)
+            y = write_rows(tf.zeros([5, 3]), tf.constant(1), 2.0 * rows)
+        self.assertAllClose(tape.gradient(y, rows, upstream), 2 * upstream[1:3])

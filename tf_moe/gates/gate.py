@@ -10,7 +10,7 @@ from tf_moe import checks
 from tf_moe.gates.ids import attached_mask, spread_ids
 from tf_moe.gates.routing import Routing
 from tf_moe.initializers import PerExpert
-from tf_moe.mesh.noise import between_0_and_1, next_seed, normal
+from tf_moe.mesh.noise import Noise, between_0_and_1, next_seed
 from tf_moe.mesh.shards import computed_where, current_shards
 
 
@@ -164,15 +164,15 @@ class Gate(keras.layers.Layer):
 
     def noise(self, shape: tf.Tensor) -> tf.Tensor:
         """Standard normal float32 numbers, new in every call."""
-        return self._draw(normal, shape)
+        return self.new_noise().whole(shape)
+
+    def new_noise(self) -> Noise:
+        """The same of a new seed, to be drawn as a whole or by rows."""
+        return Noise(next_seed(self.seed_generator))
 
     def uniform_noise(self, shape: tf.Tensor) -> tf.Tensor:
         """Uniform float32 numbers between 0 and 1, new in every call."""
-        return self._draw(between_0_and_1, shape)
-
-    def _draw(self, numbers, shape):
-        seed, shards = next_seed(self.seed_generator), current_shards()
-        return numbers(tf.get_static_value(shape) if shards else shape, seed, shards)
+        return between_0_and_1(shape, next_seed(self.seed_generator), current_shards())
 
     def get_config(self):
         config = super().get_config()

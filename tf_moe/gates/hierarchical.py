@@ -4,8 +4,8 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.gates.choice import check_normalize, choose, choose_noisy
-from tf_moe.gates.gate import Gate, Initializer, check_levels, mask_rows, sum_over_tokens
+from tf_moe.gates.choice import check_normalize, choose, choose_noisy, choose_with_noise
+from tf_moe.gates.gate import Gate, Initializer, check_levels, mask_rows
 from tf_moe.gates.routing import Routing, count_by_expert
 from tf_moe.gates.several import products
 from tf_moe.initializers import PerExpert
@@ -122,9 +122,10 @@ class Hierarchical(Gate):
             index, weights = choose(clean_logits, code_tokens(inputs), self.k[0], self.normalize)
             return clean_logits, index, mask_rows(weights, mask), None
         clean_logits, noise_logits = products(inputs, [self.kernel, self.noise_kernel], gate_id)
-        noise = self.noise(tf.shape(clean_logits))
-        index, weights, probability = choose_noisy(clean_logits, noise_logits, noise, self.k[0], self.normalize)
-        return clean_logits, index, mask_rows(weights, mask), sum_over_tokens(probability, mask)
+        index, weights, load = choose_noisy(
+            clean_logits, noise_logits, self.new_noise(), self.k[0], self.normalize, mask
+        )
+        return clean_logits, index, mask_rows(weights, mask), load
 
     def _choose_experts(self, inputs, group, group_weights, noisy, gate_id):
         """Second level: clean logits (T * k0, b), experts and weights (T, k0, k1), and with noise the loads (a, b)."""
@@ -143,7 +144,7 @@ class Hierarchical(Gate):
         if noisy:
             clean_logits, noise_logits = tf.split(logits, 2, axis=-1)
             noise = self.noise(tf.shape(clean_logits))
-            index, weights, probability = choose_noisy(clean_logits, noise_logits, noise, k1, self.normalize)
+            index, weights, probability = choose_with_noise(clean_logits, noise_logits, noise, k1, self.normalize)
             load = sum_rows_by_group(probability, tf.reshape(group, [tokens * k0]), groups)
         else:
             # Another code than the first level's, or equal tokens' ties would fall together on both levels.

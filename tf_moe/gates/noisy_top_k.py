@@ -1,11 +1,10 @@
 """Noisy top-k gating, the paper's gate."""
 
 import keras
-import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.gates.choice import check_normalize, choose, choose_noisy
-from tf_moe.gates.gate import Initializer, mask_rows, sum_over_tokens
+from tf_moe.gates.gate import Initializer, mask_rows
 from tf_moe.gates.linear import LinearGate
 from tf_moe.gates.routing import Routing, count_by_expert
 from tf_moe.gates.several import products
@@ -78,11 +77,10 @@ class NoisyTopK(LinearGate):
     def call(self, inputs, mask=None, training=False, gate_id=None) -> Routing:
         if training and self.noisy:
             clean_logits, noise_logits = products(inputs, [self.kernel, self.noise_kernel], gate_id)
-            index, weights, probability = choose_noisy(
-                clean_logits, noise_logits, self.noise(tf.shape(clean_logits)), self.k, self.normalize
+            index, weights, load = choose_noisy(
+                clean_logits, noise_logits, self.new_noise(), self.k, self.normalize, mask
             )
             weights = mask_rows(weights, mask)
-            load = sum_over_tokens(probability, mask)
         else:
             clean_logits = self.logits(inputs, gate_id)
             index, weights = choose(clean_logits, code_tokens(inputs), self.k, self.normalize)

@@ -4,11 +4,15 @@ import tensorflow as tf
 
 from tf_moe.mesh import chosen
 from tf_moe.mesh.shards import current_shards
+from tf_moe.ops.top_k import top_k_indices
 
 
 def top_k(x: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Values and int32 indices `(T, k)` of the k largest in each row of x `(T, E)`, largest first."""
-    return chosen.top_k(x, k) if current_shards() else tuple(tf.math.top_k(x, k))
+    if current_shards():
+        return chosen.top_k(x, k)
+    index = top_k_indices(x, k)
+    return tf.gather(x, index, batch_dims=1), index
 
 
 def read_at(x: tf.Tensor, index: tf.Tensor) -> tf.Tensor:

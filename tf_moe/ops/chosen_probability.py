@@ -4,7 +4,7 @@ import tensorflow as tf
 
 # Below this a noise of standard deviation is treated as this. It only keeps 0/0 out of the load estimate:
 # softplus reaches it near logits of -14, where the estimate is a step function already.
-_SMALLEST_STDDEV = 1e-6
+SMALLEST_STDDEV = 1e-6
 
 
 def top_k_probability(
@@ -30,10 +30,11 @@ def top_k_probability(
     # others with the worst that was.
     best_outside, worst_inside = highest[..., k : k + 1], highest[..., k - 1 : k]
     threshold = tf.where(noisy_logits > best_outside, best_outside, worst_inside)
+    return probability_above(threshold, clean_logits, noise_stddev)
+
+
+def probability_above(threshold: tf.Tensor, mean: tf.Tensor, stddev: tf.Tensor) -> tf.Tensor:
+    """The probability that a normal number of a mean and a standard deviation is above the threshold."""
     # Not a quotient: where logits are huge its gradient is 0 * inf.
-    precision = tf.math.reciprocal(tf.maximum(noise_stddev, _SMALLEST_STDDEV))
-    return _normal_cdf((clean_logits - threshold) * precision)
-
-
-def _normal_cdf(x: tf.Tensor) -> tf.Tensor:
-    return 0.5 * tf.math.erfc(-x / 2**0.5)
+    precision = tf.math.reciprocal(tf.maximum(stddev, SMALLEST_STDDEV))
+    return 0.5 * tf.math.erfc((mean - threshold) * precision * -(2**-0.5))

@@ -1,4 +1,10 @@
-"""Adding to one slice of a large tensor without copying the rest."""
+"""Writing into a part of a large tensor without copying the rest.
+
+`tf.tensor_scatter_nd_add` and its like would do so by themselves where they can, but never find that they can on a CPU
+(they ask for host memory, TensorFlow 2.21), and copy the whole tensor each time.
+
+What overwrites its input needs one that owns its memory and that nothing else may still read.
+"""
 
 import tensorflow as tf
 
@@ -23,9 +29,7 @@ def add_to_slice(stack: tf.Tensor, at: tf.Tensor, value: tf.Tensor, in_place: bo
         stack: `(G, ...)`.
         at: Int32 scalar.
         value: `(...)`.
-        in_place: Whether to overwrite `stack`, which then nothing else may read and which must own its memory.
-            `tf.tensor_scatter_nd_add` would do so by itself where it can, but never finds that it can on a CPU (it asks
-            for host memory, TensorFlow 2.21), and copies the whole stack for each slice.
+        in_place: Whether to overwrite `stack`.
     """
     if in_place:
         return _add_in_place(stack, value, at)
@@ -39,3 +43,15 @@ def _add_in_place(stack, value, at):
         return total, lambda d: (d, tf.gather(d, at))  # which the operation does not have, for second derivatives
 
     return add(stack, value)
+
+
+def write_rows(buffer: tf.Tensor, start: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """A buffer `(T, ...)`, which is overwritten, with rows `(n, ...)` from `start` on, each written once."""
+
+    @tf.custom_gradient
+    def write(buffer, rows):
+        place = start + tf.range(tf.shape(rows)[0])
+        written = tf.raw_ops.InplaceUpdate(x=buffer, i=place, v=rows)
+        return written, lambda d: (d, tf.gather(d, place))
+
+    return write(buffer, rows)

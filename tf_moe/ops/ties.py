@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from tf_moe.ops.top_k import top_k_indices
+
 
 def top_k_spread(logits: tf.Tensor, token_code: tf.Tensor, k: int) -> tf.Tensor:
     """Indices of the k largest logits of each token, ties broken differently for different tokens.
@@ -24,7 +26,7 @@ def top_k_spread(logits: tf.Tensor, token_code: tf.Tensor, k: int) -> tf.Tensor:
     # One of the two zeros only: XLA's top_k tells them apart.
     logits = tf.where(logits == 0, 0.0, tf.stop_gradient(logits))
     turned = tf.gather(logits, expert, batch_dims=1)
-    return tf.gather(expert, tf.math.top_k(turned, k).indices, batch_dims=1)
+    return tf.gather(expert, top_k_indices(turned, k), batch_dims=1)
 
 
 def code_tokens(x: tf.Tensor) -> tf.Tensor:
