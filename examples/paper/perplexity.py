@@ -78,7 +78,7 @@ def draw_perplexity(
     if floors:
         axes.axhline(floors[0], color="black", linestyle=":", label=f"floor, {floors[0]:.2f}")
     xlabel = {"experts": "experts (dense networks: 1)", "ops": "multiply-adds a time step"}[axis]
-    ylabel = f"test perplexity ({describe_seeds(len(point.perplexities) for point in found)})"
+    ylabel = f"test perplexity\n({describe_seeds(len(point.perplexities) for point in found)})"
     axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel, title=title)
     axes.margins(x=0.4, y=0.12)  # room for names on both sides
     axes.grid(alpha=0.3, which="both")
