@@ -84,9 +84,23 @@ class NoiseTest(TestCase):
 
     def test_shapes(self):
         seed = tf.constant([1, 2])
-        for shape in ([3], [2, 5], [2, 3, 4], [0, 3]):
-            self.assertAllEqual(noise.normal(tf.constant(shape), seed, None), noise.normal(shape, seed, None))
-            self.assertEqual(noise.normal(shape, seed, None).shape, shape)
+        for numbers in (noise.normal, noise.between_0_and_1):
+            for shape in ([3], [2, 5], [2, 3, 4], [0, 3], []):
+                expected = numbers(shape, seed, None)
+                self.assertEqual(expected.shape, shape)
+                for form in (tuple(shape), tf.TensorShape(shape), tf.constant(shape, tf.int32)):
+                    self.assertAllEqual(numbers(form, seed, None), expected)
+
+    def test_shapes_on_a_mesh(self):
+        strategy = strategy_on(2)
+        for shape in ((4, 2), tf.TensorShape([4, 2]), [4, 2]):
+            for numbers in (noise.normal, noise.between_0_and_1):
+
+                def function(seed, numbers=numbers, shape=shape):
+                    return strategy.shards.split(numbers(shape, strategy.shards.whole(seed), strategy.shards))
+
+                got = Program(strategy, function)(np.int32([1, 2]))
+                self.assertAllClose(got.reshape(4, 2), numbers(shape, tf.constant([1, 2]), None))
 
     def test_the_numbers_of_one_device(self):
         seed = self.rng.integers(0, 2**31, 2).astype("int32")

@@ -1,3 +1,4 @@
+import weakref
 from unittest import mock
 
 import numpy as np
@@ -64,11 +65,34 @@ class NoisyTopKTest(TestCase):
         for tokens, experts, k in self.SHAPES:
             arguments = (*self.arguments(tokens, experts), k)
             for mask in (None, tf.constant(self.rng.random(tokens) < 0.6)):
-                for wrap in (lambda f: f, lambda f: tf.function(f, reduce_retracing=True)):
+                for wrap in (lambda f: f, tf.function):
                     with self.subTest(tokens=tokens, experts=experts, masked=mask is not None):
                         got = wrap(lambda *a: self.differentiate(noisy_top_k, *a))(*arguments, mask)
                         for a, b in zip(got, self.differentiate(written_out, *arguments, mask), strict=True):
                             self.assertAllClose(a, b, rtol=1e-4, atol=1e-4)
+
+    def test_unknown_number_of_tokens(self):
+        noise = Noise(tf.constant([1, 2]))
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 5])] * 2 + [tf.TensorSpec([None], tf.bool)])
+        def loss_and_gradients(clean, noise_logits, mask):
+            with tf.GradientTape() as tape:
+                tape.watch([clean, noise_logits])
+                index, highest, load = noisy_top_k(clean, noise_logits, noise, 2, mask)
+                self.assertEqual([x.shape.as_list() for x in (index, highest, load)], [[None, 2], [None, 2], [5]])
+                loss = tf.reduce_sum(highest**2) + tf.reduce_sum(load**2)
+            return loss, *tape.gradient(loss, [clean, noise_logits])
+
+        for tokens in (21, 3, 0):
+            clean, noise_logits, _ = self.arguments(tokens, 5)
+            mask = tf.constant(self.rng.random(tokens) < 0.6)
+            with tf.GradientTape() as tape:
+                tape.watch([clean, noise_logits])
+                _, highest, load = written_out(clean, noise_logits, noise, 2, mask)
+                loss = tf.reduce_sum(highest**2) + tf.reduce_sum(load**2)
+            expected = loss, *tape.gradient(loss, [clean, noise_logits])
+            for a, b in zip(loss_and_gradients(clean, noise_logits, mask), expected, strict=True):
+                self.assertAllClose(a, b, rtol=1e-4, atol=1e-4)
 
     @settings(max_examples=20, deadline=None)
     @given(st.integers(1, 70), st.integers(2, 20), st.data())
@@ -94,7 +118,7 @@ class NoisyTopKTest(TestCase):
 
     def test_extreme_logits(self):
         """Finite, and what they are written out: equal ones, huge ones, and noise that vanishes."""
-        for clean in ([[0.0] * 4], [[1e30, -1e30, 0.0, 1.0]], [[3.0, 2.0, 1.0, 0.0]]):
+        for clean in ([[0.0] * 4], [[1e30, -1e30, 0.0, 1.0]], [[1e34, -3e34, 0.0, 1e33]], [[3.0, 2.0, 1.0, 0.0]]):
             for noise_logits in ([[0.0] * 4], [[-100.0] * 4], [[100.0, -100.0, 0.0, -14.0]]):
                 arguments = (tf.constant(clean), tf.constant(noise_logits), Noise(tf.constant([1, 2])), 2)
                 got, expected = (self.differentiate(f, *arguments) for f in (noisy_top_k, written_out))
@@ -103,6 +127,28 @@ class NoisyTopKTest(TestCase):
                     self.assertTrue(np.isfinite(a).all())
                     if n < 3 or not ties:
                         self.assertAllClose(a, b, rtol=1e-3, atol=1e-4)
+
+    def test_no_part_is_kept_or_unset(self):
+        """An eager tape holds no part of what was drawn, and what is NaN in memory is nowhere to be seen."""
+        *logits, noise = self.arguments(21, 5)
+        drawn, draw = [], noise.rows
+
+        def keep(*arguments):
+            numbers = draw(*arguments)
+            drawn.append(weakref.ref(numbers))
+            return numbers
+
+        del_me = [tf.fill([21, 5], np.nan) for _ in range(50)]
+        del del_me
+        tf.debugging.enable_check_numerics()
+        try:
+            with mock.patch.object(noise, "rows", keep), tf.GradientTape() as tape:
+                tape.watch(logits)
+                results = noisy_top_k(*logits, noise, 2)[1:]
+            self.assertEqual([one() for one in drawn], [None] * 3)
+            tape.gradient(results, logits)
+        finally:
+            tf.debugging.disable_check_numerics()
 
     def test_rows_are_worked_on_in_parts(self):
         *logits, noise = self.arguments(21, 5)

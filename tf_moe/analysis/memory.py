@@ -53,8 +53,8 @@ def training_memory(model: keras.Model, tokens: int) -> Memory:
 
     Layers are taken to keep their outputs, an LSTM its gates, a mixture the rows of its experts, for loads as even
     as chance leaves them, or as many as its `capacity_factor` says. Of experts that are Keras layers only inputs and
-    outputs are counted, not what they keep inside. What TensorFlow's programs and its allocator take beside that is not
-    counted: some hundreds of megabytes, and up to a third.
+    outputs are counted, not what they keep inside. A gate is taken to run in a graph, outside of XLA. What TensorFlow's
+    programs and its allocator take beside that is not counted: some hundreds of megabytes, and up to a third.
 
     Args:
         model: A built Keras model, Sequential or functional. For its slots to be counted the optimizer has to be built

@@ -167,7 +167,7 @@ class Gate(keras.layers.Layer):
         return self.new_noise().whole(shape)
 
     def new_noise(self) -> Noise:
-        """The same of a new seed, to be drawn as a whole or by rows."""
+        """The same of a new seed, to be drawn as a whole or by rows. To change a gate's noise, override this."""
         return Noise(next_seed(self.seed_generator))
 
     def uniform_noise(self, shape: tf.Tensor) -> tf.Tensor:

@@ -143,7 +143,7 @@ class Hierarchical(Gate):
 
         if noisy:
             clean_logits, noise_logits = tf.split(logits, 2, axis=-1)
-            noise = self.noise(tf.shape(clean_logits))
+            noise = self.new_noise().whole(tf.shape(clean_logits))
             index, weights, probability = choose_with_noise(clean_logits, noise_logits, noise, k1, self.normalize)
             load = sum_rows_by_group(probability, tf.reshape(group, [tokens * k0]), groups)
         else:

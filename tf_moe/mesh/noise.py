@@ -35,6 +35,8 @@ def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
 def normal(shape: list[int] | tf.Tensor, seed: tf.Tensor, shards: Shards | None) -> tf.Tensor:
     """Standard normal float32 numbers of a shape, static on a mesh; up to 4 million, the same as on one device."""
     shape = _parts(shape, shards)
+    if not shape:
+        return normal([1], seed, shards)[0]
     of_pairs = [*shape[:-1], (shape[-1] + 1) // 2]
     bits = tf.random.stateless_uniform(of_pairs, seed, None, None, tf.int32)
     if shards and math.prod(shape) <= LARGEST_COMMON_DRAW:
@@ -95,7 +97,7 @@ def uniform(shape: list[int], seed: tf.Tensor, shards: Shards | None) -> tf.Tens
 
 
 def _parts(shape, shards):
-    """A shape as a list: of integers on a mesh, which draws no other, else of tensors."""
-    if isinstance(shape, list):
-        return shape
+    """A shape as a list: of integers on a mesh, which draws no other, else maybe of tensors."""
+    if isinstance(shape, (list, tuple, tf.TensorShape)):
+        return list(shape)
     return tf.get_static_value(shape).tolist() if shards else tf.unstack(shape)

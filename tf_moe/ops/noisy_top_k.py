@@ -81,7 +81,9 @@ def _choose(clean_logits, noise_logits, noise, k, weight):
             return [index, *(tf.gather(x, index, batch_dims=1) for x in (drawn, clean, noise_logits))], [load]
 
         columns = [tf.TensorSpec([None, k + 1], dtype) for dtype in (tf.int32, tf.float32, tf.float32, tf.float32)]
-        chosen, (load,) = _by_rows(choose_part, [clean_logits, noise_logits, *weights], columns, [num_experts])
+        # Without gradient: an eager tape would keep all that lies between.
+        logits = [tf.stop_gradient(x) for x in (clean_logits, noise_logits)]
+        chosen, (load,) = _by_rows(choose_part, [*logits, *weights], columns, [num_experts])
         index, drawn = chosen[:2]
 
         def gradient(_d_index, _d_drawn, d_clean, d_noise_logits, d_load):
@@ -97,7 +99,8 @@ def _choose(clean_logits, noise_logits, noise, k, weight):
                     by_clean *= weights[0]
                 by_clean = _clear_at(by_clean, index[:, :k])
                 moves = tf.where(stddev > SMALLEST_STDDEV, tf.sigmoid(noise_logits), 0.0)
-                by_noise_logits = by_clean * distance * moves
+                # Where logits are huge the distance is infinite and the density 0.
+                by_noise_logits = tf.math.multiply_no_nan(distance, by_clean) * moves
                 # The worst of the chosen is a noisy logit itself.
                 last = -tf.reduce_sum(by_clean, axis=-1, keepdims=True)
                 d_clean += _at_last(last, k)
@@ -152,7 +155,10 @@ def _by_rows(
     part = (2**30 if tf.config.list_physical_devices("GPU") else _PART) // width
     part = -(-max(1, part) // ROWS_OF_A_DRAW) * ROWS_OF_A_DRAW
     shapes = [tf.concat([[num_rows], spec.shape[1:]], 0) for spec in of_rows]
-    buffers = [tf.raw_ops.Empty(shape=shape, dtype=spec.dtype) for shape, spec in zip(shapes, of_rows, strict=True)]
+    # Not tf.zeros, which may be a constant; and not left as they are, where a NaN may be: check_numerics stops at it.
+    buffers = [
+        tf.raw_ops.Empty(shape=shape, dtype=spec.dtype, init=True) for shape, spec in zip(shapes, of_rows, strict=True)
+    ]
     sums = [tf.zeros([1, size]) for size in sizes_of_sums]
 
     def body(start, buffers, sums):
