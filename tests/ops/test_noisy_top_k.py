@@ -138,8 +138,8 @@ class NoisyTopKTest(TestCase):
             drawn.append(weakref.ref(numbers))
             return numbers
 
-        del_me = [tf.fill([21, 5], np.nan) for _ in range(50)]
-        del del_me
+        freed = [tf.fill([21, 5], np.nan) for _ in range(50)]
+        del freed
         tf.debugging.enable_check_numerics()
         try:
             with mock.patch.object(noise, "rows", keep), tf.GradientTape() as tape:

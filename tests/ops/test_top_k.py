@@ -39,9 +39,7 @@ class TopKIndicesTest(TestCase):
         self.assertBetween(sum(searched), 1, 4096 / 10)
 
     def test_unknown_and_no_rows(self):
-        function = tf.function(
-            lambda x: top_k_indices(x, 2), input_signature=[tf.TensorSpec([None, 256])], reduce_retracing=True
-        )
+        function = tf.function(lambda x: top_k_indices(x, 2), input_signature=[tf.TensorSpec([None, 256])])
         x = self.normal(5, 256)
         self.assertAllEqual(function(x), np.argsort(-x, axis=1)[:, :2])
         self.assertAllEqual(function(x[:0]).shape, (0, 2))

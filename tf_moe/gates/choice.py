@@ -66,7 +66,21 @@ def choose_noisy(
 def choose_with_noise(
     clean_logits: tf.Tensor, noise_logits: tf.Tensor, noise: tf.Tensor, k: int, normalize: str = "chosen"
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The same with given standard normal numbers `(T, E)`; instead of the load, each token's part of it, `(T, E)`."""
+    """`choose_noisy` over whole matrices, with given numbers; it returns each token's part of the load.
+
+    Args:
+        clean_logits: `(T, E)`.
+        noise_logits: `(T, E)`; the noise has standard deviation softplus of this.
+        noise: Standard normal numbers `(T, E)`.
+        k: Number of experts chosen.
+        normalize: See `softmax_of_chosen`.
+
+    Returns:
+        expert_index, weights: See `choose_noisy`.
+        probability: `(T, E)`, of each expert to be chosen if its noise were drawn again; its sum is the load estimate.
+
+    Reference: section 2.1 and appendix A of Shazeer et al. (2017).
+    """
     stddev = tf.math.softplus(noise_logits)
     noisy_logits = clean_logits + noise * stddev
     highest, index = top_k(noisy_logits, min(k + 1, clean_logits.shape[-1]))

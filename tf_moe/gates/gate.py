@@ -163,11 +163,11 @@ class Gate(keras.layers.Layer):
         return None  # a Routing has used up the mask: masked tokens are those with zero weights
 
     def noise(self, shape: tf.Tensor) -> tf.Tensor:
-        """Standard normal float32 numbers, new in every call."""
+        """Standard normal float32 numbers of a shape, new in every call."""
         return self.new_noise().whole(shape)
 
     def new_noise(self) -> Noise:
-        """The same of a new seed, to be drawn as a whole or by rows. To change a gate's noise, override this."""
+        """Noise of a new seed, to be drawn as a whole or by rows. To change the noise of a gate, override this."""
         return Noise(next_seed(self.seed_generator))
 
     def uniform_noise(self, shape: tf.Tensor) -> tf.Tensor:

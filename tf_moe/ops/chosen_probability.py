@@ -34,7 +34,7 @@ def top_k_probability(
 
 
 def probability_above(threshold: tf.Tensor, mean: tf.Tensor, stddev: tf.Tensor) -> tf.Tensor:
-    """The probability that a normal number of a mean and a standard deviation is above the threshold."""
+    """The probability that a normal number is above the threshold, all three `(..., E)` or broadcast to it."""
     # Not a quotient: where logits are huge its gradient is 0 * inf.
     precision = tf.math.reciprocal(tf.maximum(stddev, SMALLEST_STDDEV))
     return 0.5 * tf.math.erfc((mean - threshold) * precision * -(2**-0.5))

@@ -46,7 +46,13 @@ def _add_in_place(stack, value, at):
 
 
 def write_rows(buffer: tf.Tensor, start: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-    """A buffer `(T, ...)`, which is overwritten, with rows `(n, ...)` from `start` on, each written once."""
+    """A buffer with some of its rows overwritten, each of them once in its life: the gradient relies on it.
+
+    Args:
+        buffer: `(T, ...)`, overwritten.
+        start: Int32 scalar, the first of the rows.
+        rows: `(n, ...)`, where start + n is at most T.
+    """
 
     @tf.custom_gradient
     def write(buffer, rows):

@@ -1,4 +1,4 @@
-"""The k largest of many numbers, without looking at most of them twice."""
+"""The k largest of many numbers, by the maxima of blocks."""
 
 import math
 
