@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tests.base import TestCase
 from tests.saving.loading import outputs_of
-from tests.saving.models import VOCABULARY, WIDTH, branches, moe
+from tests.saving.models import VOCABULARY, WIDTH, branches, distinct_ids, moe
 from tf_moe.layers import LSTM
 from tf_moe.models import language_model
 
@@ -14,9 +14,6 @@ BUILTIN = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
 
 class LiteRTTest(TestCase):
     """Models as LiteRT's own operations, without those of TensorFlow."""
-
-    def ids(self, *shape):
-        return self.rng.integers(0, VOCABULARY, shape).astype("int32")
 
     def convert(self, model, **arguments):
         path = pathlib.Path(self.get_temp_dir(), "model.tflite")
@@ -51,7 +48,7 @@ class LiteRTTest(TestCase):
                 weight.assign(self.normal(*weight.shape) / 2)
         run = self.convert(model)
         for shape in ((6, 5), (1, 1), (3, 8)):
-            self.assert_same_answers(run, model, self.ids(*shape))
+            self.assert_same_answers(run, model, distinct_ids(self.rng, *shape))
 
     def test_language_model_of_static_shape(self):
         layers = [moe("moe", capacity_factor=1.5), LSTM(6, projection=WIDTH, return_sequences=True, dropout=0.1)]
@@ -59,7 +56,7 @@ class LiteRTTest(TestCase):
         for weight in model.weights:
             weight.assign(self.normal(*weight.shape) / 2)
         run = self.convert(model, input_signature=[tf.TensorSpec((2, 6), tf.int32)])
-        self.assert_same_answers(run, model, self.ids(2, 6))
+        self.assert_same_answers(run, model, distinct_ids(self.rng, 2, 6))
 
     def test_dropless_is_not_converted(self):
         """When it is, the documents are to say so."""
