@@ -306,6 +306,9 @@ class SparseMoETest(TestCase):
         rng, tokens = np.random.default_rng(seed), prod(shape)
         # Noisy top-k by parts, as among many experts, or over whole matrices.
         self.enter_context(mock.patch("tf_moe.gates.choice.BY_PARTS_FROM", 2 if rng.random() < 0.3 else 1024))
+        # With oneDNN or without it, and with matrices that are large.
+        self.enter_context(mock.patch("tf_moe.ops.stacked_matmul.has_onednn", return_value=rng.random() < 0.5))
+        self.enter_context(mock.patch("tf_moe.ops.stacked_matmul.SMALLEST_MATRIX", 1))
         layer = SparseMoE(expert_hidden=3, **arguments)
         if arguments["dtype"] == "mixed_float16":  # which ends at 65504
             scales = [min(scale, 100.0) for scale in scales]

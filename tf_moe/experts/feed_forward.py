@@ -14,6 +14,7 @@ from tf_moe.mesh.shards import EXPERT, shards_of, split_over_experts
 from tf_moe.ops.grouped import apply_grouped
 from tf_moe.ops.grouped_mesh import apply_grouped_mesh
 from tf_moe.ops.recompute import recompute
+from tf_moe.ops.stacked_matmul import fastest_matmul
 
 
 @keras.saving.register_keras_serializable(package="tf_moe")
@@ -143,9 +144,10 @@ class FeedForward(QuantizableBank):
         if training and self.dropout:
             stacks["unit_scale"] = self._draw_unit_scale()
         weights = list(stacks.values())
+        matmul = tf.matmul if isinstance(counts, Groups) else fastest_matmul(training)
 
         def function(x, *slices):
-            return self.compute(x, **dict(zip(stacks, slices, strict=True)))
+            return self.compute(x, **dict(zip(stacks, slices, strict=True)), matmul=matmul)
 
         if isinstance(counts, Groups):
             move = Exchange(shards_of(self.hidden_kernel))
@@ -169,14 +171,16 @@ class FeedForward(QuantizableBank):
         scale = tf.cast(numbers >= self.dropout, self.compute_dtype) / (1 - self.dropout)
         return shards.lay_out(scale, {0: EXPERT}) if shards else scale
 
-    def compute(self, x, hidden_kernel, output_kernel, hidden_bias=None, output_bias=None, unit_scale=None):
-        hidden = matmul_each(x, hidden_kernel)
+    def compute(
+        self, x, hidden_kernel, output_kernel, hidden_bias=None, output_bias=None, unit_scale=None, matmul=tf.matmul
+    ):
+        hidden = matmul_each(x, hidden_kernel, matmul)
         if hidden_bias is not None:
             hidden += tf.expand_dims(hidden_bias, 1)
         hidden = self.activation(hidden)
         if unit_scale is not None:
             hidden *= tf.stop_gradient(tf.expand_dims(unit_scale, 1))
-        output = matmul_each(hidden, output_kernel)
+        output = matmul_each(hidden, output_kernel, matmul)
         return output if output_bias is None else output + tf.expand_dims(output_bias, 1)
 
     def compute_output_shape(self, input_shape):

@@ -24,14 +24,16 @@ class Quantized(NamedTuple):
     scale: tf.Tensor
 
 
-def matmul_each(x: tf.Tensor, kernel: tf.Tensor | Quantized) -> tf.Tensor:
+def matmul_each(x: tf.Tensor, kernel: tf.Tensor | Quantized, matmul: Callable = tf.matmul) -> tf.Tensor:
     """Each expert's rows times its kernel, `(E, n, D)`, `(E, D, O)` -> `(E, n, O)`, in the rows' dtype.
+
+    Floats are multiplied by `matmul`.
 
     Integers are cast as they are, and the product is scaled: it has fewer numbers than the kernel, where there are
     fewer rows than D.
     """
     if not isinstance(kernel, Quantized):
-        return tf.matmul(x, kernel)
+        return matmul(x, kernel)
     product = tf.matmul(x, tf.cast(kernel.kernel, x.dtype))
     return product / tf.cast(tf.expand_dims(kernel.scale, 1), x.dtype)
 

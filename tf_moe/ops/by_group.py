@@ -10,6 +10,7 @@ from tf_moe.ops.grouped import apply_grouped
 from tf_moe.ops.grouped_mesh import apply_grouped_mesh
 from tf_moe.ops.layout import lay_out
 from tf_moe.ops.rows import take_rows
+from tf_moe.ops.stacked_matmul import fastest_matmul
 
 
 def matmul_by_group(tokens: tf.Tensor, group: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -30,7 +31,7 @@ def matmul_by_group(tokens: tf.Tensor, group: tf.Tensor, kernel: tf.Tensor) -> t
     layout = lay_out(tf.reshape(group, [-1]), kernel.shape[0])
     source = tf.where(layout.item < 0, -1, tf.math.floordiv(layout.item, choices))
     rows = take_rows(tokens, source, tf.reshape(layout.row, [size, choices]))
-    products = apply_grouped(tf.matmul, rows, layout.counts, [kernel], layout.places)
+    products = apply_grouped(fastest_matmul(), rows, layout.counts, [kernel], layout.places)
     products = take_rows(products, layout.row, tf.expand_dims(layout.item, -1))  # in the order of the tokens
     return tf.reshape(products, [size, choices, kernel.shape[-1]])
 
