@@ -78,7 +78,7 @@ class QuantizedBankTest(TestCase):
         layer.quantize("int8")
         expected = self.expected(layer, rows)
         seen = []
-        with mock.patch.object(feed_forward, "matmul_each", lambda x, k: seen.append(k.kernel) or matmul_each(x, k)):
+        with mock.patch.object(feed_forward, "matmul_each", lambda x, k, _: seen.append(k.kernel) or matmul_each(x, k)):
             for run in (layer, tf.function(layer)):
                 self.assertAllClose(run(tf.constant(rows), self.COUNTS), expected, rtol=1e-4, atol=1e-4)
             spread = tf.reshape(tf.tile(rows[:7], [4, 1]), [28, 6])
