@@ -31,6 +31,9 @@ def fastest_matmul(training: bool = False) -> Callable[[tf.Tensor, tf.Tensor], t
     Args:
         training: Whether the forward pass may be a loop, too. Otherwise it is one operation, as a model wants it that
             is exported: it may run on another machine.
+
+    Returns:
+        A function of `(G, n, D)` and `(G, D, O)`, which returns `(G, n, O)`; differentiable any number of times.
     """
     if has_onednn() or compiled_by_xla() or tf.config.list_physical_devices("GPU"):
         return tf.matmul
