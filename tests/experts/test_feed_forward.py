@@ -1,4 +1,5 @@
 import json
+from unittest import mock
 
 import keras
 import numpy as np
@@ -6,6 +7,7 @@ import tensorflow as tf
 
 from tests.base import TestCase
 from tf_moe.experts import FeedForward
+from tf_moe.ops.arrangements import Ragged
 
 ACTIVATIONS = {
     "relu": lambda z: np.maximum(z, 0),
@@ -186,6 +188,29 @@ class FeedForwardTest(TestCase):
         # Rows that are empty places have biases, and nothing reads them.
         for value, want in zip((output[places], d_rows[places], *others), expected, strict=True):
             self.assertAllClose(value, want, **CLOSE)
+
+    def test_training_without_stacks(self):
+        """Where products of stacks are slow: rows as they are, with rows of no expert at the end."""
+        rows, d_output = tf.constant(self.normal(14, 3)), tf.constant(self.normal(14, 3))
+        weights = self.bank(use_bias=True).get_weights()
+
+        def run(recompute, slow):
+            layer = self.bank(use_bias=True, activation="sigmoid", dropout=0.4, seed=11, recompute=recompute)
+            layer.set_weights(weights)
+            with mock.patch("tf_moe.experts.feed_forward.is_slow", return_value=slow):
+                self.assertEqual([layer.takes_block(training) for training in (False, True)], [True, not slow])
+                with mock.patch("tf_moe.experts.feed_forward.Ragged", wraps=Ragged) as ragged:
+                    step = tf.function(lambda *arguments: self.gradients(layer, *arguments, training=True))
+                    found = step(rows, d_output)
+                self.assertEqual(ragged.called, slow)
+                self.assertNotAllClose(found[0], self.gradients(layer, rows, d_output)[0])  # nothing dropped
+            return found
+
+        expected = run(recompute=False, slow=False)
+        self.assertAllEqual(expected[0][12:], np.zeros((2, 3)))
+        for recompute in (False, True):
+            for value, want in zip(run(recompute, slow=True), expected, strict=True):
+                self.assertAllClose(value, want, **CLOSE)
 
     def test_dropout_under_xla(self):
         """Which draws other numbers, but the same ones forward and backward: both are one linear map."""

@@ -7,8 +7,8 @@ from absl.testing import parameterized
 from tests.base import TestCase
 from tests.ops.test_second_derivatives import penalty
 from tf_moe.layers import SparseMoE
-from tf_moe.ops import stacked_matmul
-from tf_moe.ops.stacked_matmul import fastest_matmul
+from tf_moe.ops import ragged_matmul, stacked_matmul
+from tf_moe.ops.stacked_matmul import fastest_matmul, is_slow
 
 D, H = 5, 3
 
@@ -23,7 +23,7 @@ class StackedMatmulTest(TestCase):
         training=(False, True), graph=(False, True), groups=(4, 1), size=(0, 1, 6), many_rows=(3, 512)
     )
     def test_values_and_gradients(self, training, graph, groups, size, many_rows):
-        self.enter_context(mock.patch.object(stacked_matmul, "MANY_ROWS", many_rows))
+        self.enter_context(mock.patch.object(ragged_matmul, "MANY_ROWS", many_rows))
         rows, kernel, d = self.normal(groups, size, D), self.normal(groups, D, H), self.normal(groups, size, H)
 
         def run(rows, kernel, d):
@@ -66,24 +66,25 @@ class StackedMatmulTest(TestCase):
         self.assertNotIn("StatelessWhile", operations(False))
         self.assertIn("StatelessWhile", operations(True))
 
-    def test_plain_where_that_is_fast(self):
-        asked = []
+    def test_where_it_is_slow(self):
+        shape, asked = (4, D, H), []
+        self.assertTrue(is_slow(shape))
+        self.assertFalse(is_slow((4, D, H - 1)))  # matrices too small for a loop
 
         @tf.function(jit_compile=True)
         def compiled(x):
-            asked.append(fastest_matmul(training=True))
+            asked.append(is_slow(shape))
             return x
 
         compiled(tf.ones([]))
         with mock.patch.object(stacked_matmul, "has_onednn", return_value=True):
-            asked.append(fastest_matmul(training=True))
+            asked.append(is_slow(shape))
         with mock.patch.object(tf.config, "list_physical_devices", return_value=["GPU"]):
-            asked.append(fastest_matmul(training=True))
-        self.assertEqual(asked, [tf.matmul] * 3)
-        with tf.Graph().as_default():  # matrices too small for a loop
-            self.assertEqual(
-                fastest_matmul(training=True)(tf.ones([4, 2, D]), tf.ones([4, D, H - 1])).op.type, "BatchMatMulV2"
-            )
+            asked.append(is_slow(shape))
+        self.assertEqual(asked, [False] * 3)
+        with tf.Graph().as_default():
+            small = fastest_matmul(training=True)(tf.ones([4, 2, D]), tf.ones([4, D, H - 1]))
+            self.assertEqual(small.op.type, "BatchMatMulV2")
 
     @parameterized.parameters(
         ({},), ({"capacity_factor": 1.0},), ({"recompute": True, "use_bias": True},), ({"expert_dropout": 0.5},)
@@ -111,8 +112,8 @@ class StackedMatmulTest(TestCase):
             calls.append(arguments)
             return each(*arguments)
 
-        each = stacked_matmul._each
-        with mock.patch.object(stacked_matmul, "_each", counted):
+        each = ragged_matmul._concat_each
+        with mock.patch.object(ragged_matmul, "_concat_each", counted):
             found = tf.function(step)(tokens)
         self.assertNotEmpty(calls)
         with mock.patch.object(stacked_matmul, "has_onednn", return_value=True):

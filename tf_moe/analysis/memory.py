@@ -134,7 +134,7 @@ def _rows(layer: SparseMoE, tokens: int) -> int:
     experts, k = layer.total_experts, layer.total_k
     if layer.capacity_factor is not None:
         return experts * capacity_of(tokens, experts, k, layer.capacity_factor)
-    if not layer.experts.takes_block:
+    if not layer.experts.takes_block(training=True):
         return k * tokens
     loads = np.random.default_rng(0).multinomial(k * tokens, [1 / experts] * experts)
     places = int(cheapest_places(loads.astype("int32")))

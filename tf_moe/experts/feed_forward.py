@@ -11,10 +11,11 @@ from tf_moe.mesh.groups import Groups
 from tf_moe.mesh.move import Exchange
 from tf_moe.mesh.noise import next_seed, uniform
 from tf_moe.mesh.shards import EXPERT, shards_of, split_over_experts
+from tf_moe.ops.arrangements import Ragged, Stacks
 from tf_moe.ops.grouped import apply_grouped
 from tf_moe.ops.grouped_mesh import apply_grouped_mesh
 from tf_moe.ops.recompute import recompute
-from tf_moe.ops.stacked_matmul import fastest_matmul
+from tf_moe.ops.stacked_matmul import fastest_matmul, is_slow
 
 
 @keras.saving.register_keras_serializable(package="tf_moe")
@@ -144,19 +145,29 @@ class FeedForward(QuantizableBank):
         if training and self.dropout:
             stacks["unit_scale"] = self._draw_unit_scale()
         weights = list(stacks.values())
-        matmul = tf.matmul if isinstance(counts, Groups) else fastest_matmul(training)
+
+        on_mesh, sorted_rows = isinstance(counts, Groups), capacity is None and places is None
+        if on_mesh:
+            arrangement = Stacks()
+        elif ragged := sorted_rows and not self.takes_block(training):
+            arrangement = Ragged(counts, tf.shape(rows)[0])
+        else:
+            arrangement = Stacks(fastest_matmul(training))
 
         def function(x, *slices):
-            return self.compute(x, **dict(zip(stacks, slices, strict=True)), matmul=matmul)
+            return self.compute(x, **dict(zip(stacks, slices, strict=True)), arrangement=arrangement)
 
-        if isinstance(counts, Groups):
+        if on_mesh:
             move = Exchange(shards_of(self.hidden_kernel))
             return apply_grouped_mesh(function, rows, counts, weights, move, capacity, self.recompute)
-        if capacity is None:
+        if capacity is None and not ragged:
             return apply_grouped(function, rows, counts, weights, places, self.recompute)
         function = recompute(function) if self.recompute else function
-        stack = tf.reshape(rows, [self.num_experts, capacity, rows.shape[-1]])
+        stack = tf.reshape(rows, [1 if ragged else self.num_experts, -1, rows.shape[-1]])
         return tf.reshape(function(stack, *weights), tf.shape(rows))
+
+    def takes_block(self, training: bool = False) -> bool:
+        return super().takes_block(training) and not (training and is_slow(self.hidden_kernel.shape))
 
     def _draw_unit_scale(self) -> tf.Tensor:
         """What each hidden unit is multiplied with in this step, `(E, H)`: 0 where it is dropped.
@@ -172,16 +183,24 @@ class FeedForward(QuantizableBank):
         return shards.lay_out(scale, {0: EXPERT}) if shards else scale
 
     def compute(
-        self, x, hidden_kernel, output_kernel, hidden_bias=None, output_bias=None, unit_scale=None, matmul=tf.matmul
+        self,
+        x,
+        hidden_kernel,
+        output_kernel,
+        hidden_bias=None,
+        output_bias=None,
+        unit_scale=None,
+        arrangement: Stacks | Ragged | None = None,
     ):
-        hidden = matmul_each(x, hidden_kernel, matmul)
+        arrangement = arrangement or Stacks()
+        hidden = matmul_each(x, hidden_kernel, arrangement.matmul)
         if hidden_bias is not None:
-            hidden += tf.expand_dims(hidden_bias, 1)
+            hidden += arrangement.vectors(hidden_bias)
         hidden = self.activation(hidden)
         if unit_scale is not None:
-            hidden *= tf.stop_gradient(tf.expand_dims(unit_scale, 1))
-        output = matmul_each(hidden, output_kernel, matmul)
-        return output if output_bias is None else output + tf.expand_dims(output_bias, 1)
+            hidden *= arrangement.vectors(tf.stop_gradient(unit_scale))
+        output = matmul_each(hidden, output_kernel, arrangement.matmul)
+        return output if output_bias is None else output + arrangement.vectors(output_bias)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -39,8 +39,6 @@ class LayerBank(keras.layers.Layer):
     TensorShape([5, 8])
     """
 
-    takes_block = False  # the rows of a layer have to follow one another
-
     def __init__(self, layers: list[keras.layers.Layer], recompute: bool = False, **kwargs):
         kwargs.setdefault("name", "experts")
         super().__init__(**kwargs)
@@ -113,6 +111,10 @@ class LayerBank(keras.layers.Layer):
             for layer, piece in zip(self.layers, pieces, strict=True)
         ]
         return tf.concat(outputs + unused, axis=0)
+
+    def takes_block(self, training: bool = False) -> bool:
+        """Never: the rows of a layer have to follow one another."""
+        return False
 
     def _expert(self, layer, rows, training):
         def expert(rows):

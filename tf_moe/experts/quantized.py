@@ -73,9 +73,8 @@ class QuantizableBank(keras.layers.Layer):
     `compute`. It adds quantized kernels in `build` where it has a `quantization_mode`.
     """
 
-    @property
-    def takes_block(self) -> bool:
-        """See `tf_moe.dispatch.dispatch_sorted`. In a block all experts are computed at once."""
+    def takes_block(self, training: bool = False) -> bool:
+        """Whether rows come in a block, see `tf_moe.dispatch.dispatch_sorted`: it computes all experts at once."""
         return self.quantization_mode is None
 
     def kernel_shapes(self, width: int) -> dict[str, tuple[int, int, int]]:

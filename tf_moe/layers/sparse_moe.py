@@ -281,7 +281,7 @@ class SparseMoE(keras.layers.Layer):
             self.total_k,
             capacity_factor=self.capacity_factor,
             drop_by=self.drop_by,
-            takes_block=self.experts.takes_block,
+            takes_block=self.experts.takes_block(training),
             shards=shards,
         )
         rows = plan.dispatch(tokens)
