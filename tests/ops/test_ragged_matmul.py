@@ -77,6 +77,21 @@ class RaggedMatmulTest(TestCase):
         self.assertAllClose(ragged_matmul_transposed(others, kernel, edges), transposed)
         self.assertAllClose(ragged_outer(rows, others, edges), outer)
 
+    def test_vectorized(self):
+        """As `jacobian` does by default."""
+        counts = (2, 0, 3)
+        rows, kernel = tf.constant(self.normal(6, D)), tf.constant(self.normal(3, D, H))
+
+        @tf.function
+        def jacobians(pfor):
+            with tf.GradientTape(persistent=True) as tape:
+                tape.watch([rows, kernel])
+                product = tf.tanh(ragged_matmul(rows, kernel, edges_of(tf.constant(counts))))
+            return [tape.jacobian(product, x, experimental_use_pfor=pfor) for x in (rows, kernel)]
+
+        for ours, want in zip(jacobians(True), jacobians(False), strict=True):
+            self.assertAllClose(ours, want)
+
     def test_dtypes(self):
         for dtype in (tf.bfloat16, tf.float16):
             rows, kernel = tf.cast(self.normal(3, D), dtype), tf.cast(self.normal(2, D, H), dtype)

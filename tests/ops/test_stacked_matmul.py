@@ -112,8 +112,8 @@ class StackedMatmulTest(TestCase):
             calls.append(arguments)
             return each(*arguments)
 
-        each = ragged_matmul._concat_each
-        with mock.patch.object(ragged_matmul, "_concat_each", counted):
+        each = ragged_matmul._rows_each
+        with mock.patch.object(ragged_matmul, "_rows_each", counted):
             found = tf.function(step)(tokens)
         self.assertNotEmpty(calls)
         with mock.patch.object(stacked_matmul, "has_onednn", return_value=True):

@@ -150,7 +150,7 @@ class FeedForward(QuantizableBank):
         if on_mesh:
             arrangement = Stacks()
         elif ragged := sorted_rows and not self.takes_block(training):
-            arrangement = Ragged(counts, tf.shape(rows)[0])
+            arrangement = Ragged(counts)
         else:
             arrangement = Stacks(fastest_matmul(training))
 
@@ -195,12 +195,12 @@ class FeedForward(QuantizableBank):
         arrangement = arrangement or Stacks()
         hidden = matmul_each(x, hidden_kernel, arrangement.matmul)
         if hidden_bias is not None:
-            hidden += arrangement.vectors(hidden_bias)
+            hidden = arrangement.add(hidden, hidden_bias)
         hidden = self.activation(hidden)
         if unit_scale is not None:
-            hidden *= arrangement.vectors(tf.stop_gradient(unit_scale))
+            hidden = arrangement.scale(hidden, unit_scale)
         output = matmul_each(hidden, output_kernel, arrangement.matmul)
-        return output if output_bias is None else output + arrangement.vectors(output_bias)
+        return output if output_bias is None else arrangement.add(output, output_bias)
 
     def compute_output_shape(self, input_shape):
         return input_shape

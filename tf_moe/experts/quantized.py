@@ -27,8 +27,8 @@ class Quantized(NamedTuple):
 def matmul_each(x: tf.Tensor, kernel: tf.Tensor | Quantized, matmul: Callable = tf.matmul) -> tf.Tensor:
     """Each expert's rows times its kernel, `(E, n, D)`, `(E, D, O)` -> `(E, n, O)`, in the rows' dtype.
 
-    Floats are multiplied by `matmul`, see `fastest_matmul`. Integers are cast as they are, and the product is scaled:
-    it has fewer numbers than the kernel, where there are fewer rows than D.
+    Floats are multiplied by `matmul`, for which rows may stand otherwise, see `tf_moe.ops.arrangements`. Integers are
+    cast as they are, and the product is scaled: it has fewer numbers than the kernel, where rows are fewer than D.
     """
     if not isinstance(kernel, Quantized):
         return matmul(x, kernel)

@@ -38,7 +38,7 @@ def ragged_matmul(rows: tf.Tensor, kernel: tf.Tensor, edges: tf.Tensor) -> tf.Te
         def gradient(d):
             return ragged_matmul_transposed(d, kernel, edges), ragged_outer(rows, d, edges)
 
-        return _concat_each(tf.matmul, rows, kernel, kernel.shape[2], edges), gradient
+        return _rows_each(tf.matmul, rows, kernel, kernel.shape[2], edges), gradient
 
     return product(rows, kernel)
 
@@ -51,7 +51,7 @@ def ragged_matmul_transposed(rows: tf.Tensor, kernel: tf.Tensor, edges: tf.Tenso
         def gradient(d):
             return ragged_matmul(d, kernel, edges), ragged_outer(d, rows, edges)
 
-        return _concat_each(_transposed_matmul, rows, kernel, kernel.shape[1], edges), gradient
+        return _rows_each(transposed_matmul, rows, kernel, kernel.shape[1], edges), gradient
 
     return product(rows, kernel)
 
@@ -68,14 +68,13 @@ def ragged_outer(rows: tf.Tensor, others: tf.Tensor, edges: tf.Tensor) -> tf.Ten
             product = tf.matmul(_of_group(rows, edges, n), _of_group(others, edges, n), transpose_a=True)
             return write_rows(products, n, tf.expand_dims(product, 0))
 
-        # Not a TensorArray: this may be most of the memory there is, which it would take twice.
         groups, shape = edges.shape[0] - 1, [rows.shape[1], others.shape[1]]
         return _each(write, groups, tf.raw_ops.Empty(shape=[groups, *shape], dtype=rows.dtype)), gradient
 
     return product(rows, others)
 
 
-def _transposed_matmul(rows, kernel):
+def transposed_matmul(rows: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """`(n, O)`, `(D, O)` -> `(n, D)`. A transposed matrix is copied by its columns, see `stacked_matmul.py`."""
     return tf.cond(
         tf.shape(rows)[0] < MANY_ROWS,
@@ -84,23 +83,27 @@ def _transposed_matmul(rows, kernel):
     )
 
 
-def _concat_each(function, rows, kernel, width, edges):
+def _rows_each(function, rows, kernel, width, edges):
     """`function(rows of g, kernel[g])`, which is `(n, width)`, for each g, and zeros for the rows after them."""
-    groups = kernel.shape[0]
-    products = tf.TensorArray(rows.dtype, groups + 1, infer_shape=False, element_shape=[None, width])
 
     def write(n, products):
-        return products.write(n, function(_of_group(rows, edges, n), kernel[n]))
+        product = function(_of_group(rows, edges, n), kernel[n])
+        # Shaped again: of no rows, tf.vectorized_map makes products of no columns (TensorFlow 2.21).
+        return write_rows(products, edges[n], tf.reshape(product, [edges[n + 1] - edges[n], width]))
 
-    products = _each(write, groups, products)
-    products = products.write(groups, tf.zeros([tf.shape(rows)[0] - edges[-1], width], rows.dtype))
-    return tf.ensure_shape(products.concat(), [rows.shape[0], width])
+    size = tf.shape(rows)[0]
+    products = _each(write, kernel.shape[0], tf.raw_ops.Empty(shape=tf.stack([size, width]), dtype=rows.dtype))
+    products = write_rows(products, edges[-1], tf.zeros([size - edges[-1], width], rows.dtype))
+    return tf.ensure_shape(products, [rows.shape[0], width])
 
 
 def _of_group(rows, edges, n):
     return rows[edges[n] : edges[n + 1]]
 
 
-def _each(write: Callable, groups: int, products):
-    """`write(g, products)` for each group g, several at once but for what they do to the products."""
+def _each(write: Callable, groups: int, products: tf.Tensor) -> tf.Tensor:
+    """`write(g, products)` for each group g, several at once but for the writing.
+
+    Into one tensor, not a TensorArray: it may be most of the memory there is, which that would take twice.
+    """
     return tf.while_loop(lambda n, _: n < groups, lambda n, products: (n + 1, write(n, products)), (0, products))[1]

@@ -6,7 +6,8 @@ gradient of the rows; with 1024 groups of 16 rows fifteen times. For it computes
 and copies each transposed matrix by its columns, whose numbers are 4 kB apart and push one another out of the cache.
 
 There we do one group at a time with several in flight, and the gradient of the rows as `(kernel d^T)^T`, where nothing
-large is transposed: `ragged_matmul.py`. As that needs no stacks, experts in training take their rows without them.
+large is transposed: `ragged_matmul.py`. As that needs no stacks, experts in training take their rows without them,
+unless there is a capacity.
 
 Whether this is still needed tells `TF_ENABLE_ONEDNN_OPTS=0 python examples/benchmarks/layer.py`, with and without it.
 """
@@ -16,7 +17,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from tf_moe.ops.onednn import has_onednn
-from tf_moe.ops.ragged_matmul import edges_of, ragged_matmul, ragged_matmul_transposed
+from tf_moe.ops.ragged_matmul import edges_of, ragged_matmul, ragged_matmul_transposed, transposed_matmul
 from tf_moe.ops.xla import compiled_by_xla
 
 # Numbers in the smallest matrix for which a turn of the loop costs less than it saves, on two cores without oneDNN.
@@ -66,8 +67,12 @@ def _one_by_one(stack, kernel, forward):
     @tf.custom_gradient
     def product(stack, kernel):
         def gradient(d):
+            if groups == 1:
+                d_stack = tf.expand_dims(transposed_matmul(d[0], kernel[0]), 0)
+            else:
+                d_stack = stacked(ragged_matmul_transposed(flat(d), kernel, edges))
             # That of the matrices is a product of stacks: what it takes is mostly its memory.
-            return stacked(ragged_matmul_transposed(flat(d), kernel, edges)), tf.matmul(stack, d, transpose_a=True)
+            return d_stack, tf.matmul(stack, d, transpose_a=True)
 
         if groups == 1:  # faster for few rows than a stack of one
             return tf.expand_dims(tf.matmul(stack[0], kernel[0]), 0), gradient
