@@ -57,6 +57,7 @@ class ObserverTest(TestCase):
         model, x = keras.Sequential([keras.Input((6,)), SparseMoE(2, 3, k=1)]), self.normal(4, 6)
         for batch, message in (
             ((x, x), r"Received: a tuple. Pass \[\(x, y\)\]"),
+            ({"inputs": x}, r"Received: a dict of \['inputs'\]. Pass \[inputs\]"),
             (x, r"Received: an array of shape \(4, 6\). Pass \[x\]"),
             (keras.ops.convert_to_tensor(x), r"an array of shape \(4, 6\)"),
         ):

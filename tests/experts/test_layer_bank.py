@@ -310,6 +310,20 @@ class LayerBankTest(TestCase):
         with self.assertRaisesRegex(ValueError, "activity_regularizer"):
             LayerBank(layers, recompute=True).build((None, 3))
 
+    def test_batch_statistics_are_refused_in_training(self):
+        """An expert without rows would have NaN for its statistics from then on."""
+        frozen = keras.layers.BatchNormalization(trainable=False)
+        bank = LayerBank([nested(), keras.Sequential([keras.layers.Dense(3), frozen])])
+        bank.build((None, 3))
+        rows, counts = self.normal(4, 3), tf.constant([4, 0])
+        for form in (bank, tf.function(bank)):
+            self.assertAllEqual(np.isfinite(form(rows, counts, training=True)), np.ones((4, 3)))
+        self.assertAllEqual(frozen.moving_mean, np.zeros(3))
+        frozen.trainable = True
+        self.assertAllEqual(np.isfinite(bank(rows, counts)), np.ones((4, 3)))
+        with self.assertRaisesRegex(ValueError, "cannot have BatchNormalization in training.*Received: <Batch"):
+            bank(rows, counts, training=True)
+
     def test_config(self):
         bank = self.bank(recompute=True, name="bank")
         config = json.loads(json.dumps(keras.saving.serialize_keras_object(bank)))

@@ -170,6 +170,26 @@ class SampledSoftmaxTest(TestCase):
         for ours, expected in zip(many.get_weights(), one.get_weights(), strict=True):
             self.assertAllClose(ours, expected, rtol=1e-4, atol=1e-5)
 
+    def test_something_between_layer_and_loss(self):
+        """A softmax over the layer's input would be learned, and none of its weights."""
+        x = self.rng.integers(1, V, (8, 5)).astype("int32")
+
+        def fit(*ends, **arguments):
+            model = keras.Sequential([keras.Input((5,), dtype="int32"), keras.layers.Embedding(V, V + 3), *ends])
+            model.compile("sgd", SampledSoftmaxLoss(), **arguments)
+            model.fit(x, x, verbose=0)
+            return model
+
+        softmax = SampledSoftmax(V, num_sampled=4, name="vocabulary")
+        for arguments in ({}, {"run_eagerly": True}):
+            for ends in ([keras.layers.TimeDistributed(softmax)], [softmax, keras.layers.Rescaling(1.0)]):
+                with self.assertRaisesRegex(ValueError, "must be the model's last.*of the output of 'vocabulary'"):
+                    fit(*ends, **arguments)
+        model = fit(keras.Sequential([softmax]))
+        features = model(x, training=True)  # which no loss gets
+        self.assertEqual(features.shape[-1], V + 3)
+        self.assertAllClose(SampledSoftmaxLoss()(x, model.predict(x, verbose=0)), model.evaluate(x, x, verbose=0))
+
     def test_what_cannot_be(self):
         for arguments, message in (
             ({"vocabulary_size": 0}, "vocabulary_size=0"),

@@ -130,6 +130,12 @@ class ModelsTest(TestCase):
             self.assertAllClose(call(x), layer(x), atol=1e-5)
         self.assertEqual(call.experimental_get_tracing_count(), 1)
 
+    def test_stateless_call_of_an_array(self):
+        layer, x = SparseMoE(4, 5, k=2), self.normal(6, 3)
+        layer.build((None, 3))
+        output, _ = layer.stateless_call(layer.trainable_variables, layer.non_trainable_variables, x)
+        self.assertAllClose(output, layer(x))
+
     def test_one_trace_for_all_loads(self):
         """Routing is data: other experts chosen, another number of tokens each, but no new trace."""
         layer = SparseMoE(6, 5, k=2)

@@ -65,7 +65,7 @@ def measure_co_activation(model: keras.Model, batches: Iterable) -> dict[str, Co
 
     Args:
         model: Any Keras model on one device, whose layers have up to 4096 experts.
-        batches: Its inputs; of tuples, as `fit` takes them, the first part is used.
+        batches: Its inputs; of tuples or lists, as `fit` takes them, the first part is used.
 
     Returns:
         A `CoActivation` for each layer's name. With one expert for a position no two are together.

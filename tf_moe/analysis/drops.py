@@ -23,8 +23,8 @@ def measure_drops(
 
     Args:
         model: Any Keras model on one device.
-        batches: Its inputs, in batches as large as those to come; of tuples, as `fit` takes them, the first part is
-            used.
+        batches: Its inputs, in batches as large as those to come; of tuples or lists, as `fit` takes them, the first
+            part is used.
         capacity_factors: Numbers above 0. Default 1.0, 1.25, 1.5 and 2.0.
 
     Returns:

@@ -60,7 +60,7 @@ def measure_all(
 
     Args:
         model: Any Keras model on one device.
-        batches: Its inputs; of tuples, as `fit` takes them, the first part is used.
+        batches: Its inputs; of tuples or lists, as `fit` takes them, the first part is used.
         labels: As in `measure_specialisation`. Default none.
         ids_of: As in `top_inputs`: what finds the ids `(batch, time)` of the layers' positions. Default None: no top
             inputs.

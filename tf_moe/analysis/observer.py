@@ -123,6 +123,10 @@ def check_batches(batches: Iterable, again: bool = False) -> None:
     """
     if isinstance(batches, tuple):
         raise ValueError("batches must be a list or dataset of batches. Received: a tuple. Pass [(x, y)].")
+    if isinstance(batches, dict):
+        raise ValueError(
+            f"batches must be a list or dataset of batches. Received: a dict of {sorted(batches)}. Pass [inputs]."
+        )
     if hasattr(batches, "shape"):
         raise ValueError(
             f"batches must be a list or dataset of batches. Received: an array of shape {batches.shape}. Pass [x]."
@@ -189,5 +193,5 @@ def tally(
 
 
 def inputs_of(batch):
-    """What the model is called with; of tuples as `fit` takes them, the first part."""
+    """What the model is called with; of tuples or lists as `fit` takes them, the first part."""
     return batch[0] if isinstance(batch, (list, tuple)) else batch

@@ -132,7 +132,7 @@ def measure_specialisation(
 
     Args:
         model: Any Keras model on one device.
-        batches: Its inputs; of tuples, as `fit` takes them, the first part is used.
+        batches: Its inputs; of tuples or lists, as `fit` takes them, the first part is used.
         layer: Name of a SparseMoE layer of the model.
         labels: By name, a `Label`, or a function from the inputs to integers `(batch, time)` or `(batch,)`. See
             `tokens`, `word_classes` and `places` in `tf_moe.analysis.labels`.

@@ -67,7 +67,7 @@ def measure_stability(
     Args:
         model: Any Keras model on one device, whose layers have up to 4096 experts.
         other: A model with as many SparseMoE layers, of as many experts each, for the same inputs.
-        batches: Their inputs; of tuples, as `fit` takes them, the first part is used.
+        batches: Their inputs; of tuples or lists, as `fit` takes them, the first part is used.
         resamples: As in `measure_specialisation`.
         seed: As there.
 

@@ -42,8 +42,8 @@ def top_inputs(
 
     Args:
         model: Any Keras model.
-        batches: Its inputs; of tuples, as `fit` takes them, the first part is used. Several million positions will do:
-            no more than `count` are kept for each expert.
+        batches: Its inputs; of tuples or lists, as `fit` takes them, the first part is used. Several million positions
+            will do: no more than `count` are kept for each expert.
         layer: Name of a SparseMoE layer of the model, called once, with a position for each id.
         count: Largest number of inputs for each expert. Default 10.
         ids_of: What finds the ids `(B, T)` that the layer's positions stand for in the model's inputs. Default: the

@@ -95,7 +95,7 @@ def measure_usage(model: keras.Model, batches: Iterable) -> dict[str, Usage]:
 
     Args:
         model: Any Keras model on one device, layers inside of layers too.
-        batches: Its inputs; of tuples, as `fit` takes them, the first part is used.
+        batches: Its inputs; of tuples or lists, as `fit` takes them, the first part is used.
 
     Returns:
         A `Usage` for each layer's name, summed over all batches and all its calls.

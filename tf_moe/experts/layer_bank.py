@@ -14,8 +14,8 @@ class LayerBank(keras.layers.Layer):
 
     Args:
         layers: The experts, all different objects. Each sees a batch `(n, D)` of the tokens sent to it, n being 0 at
-            times, and treats each row by itself (no batch normalisation: it would be computed over a few tokens, or
-            over none).
+            times, and treats each row by itself: no `BatchNormalization` but a frozen one, whose statistics would be
+            those of a few tokens, or of none.
         recompute: Whether their activations are computed again in the backward pass instead of kept. Default False. A
             layer that changes a state of its own in training changes it twice.
         **kwargs: Arguments of `keras.layers.Layer`.
@@ -93,6 +93,8 @@ class LayerBank(keras.layers.Layer):
                 f"Received: {self.layers[0]!r} and so on, under ExpertParallelStrategy. Take SparseMoE's built-in "
                 "experts (expert=None), or tf.distribute.MirroredStrategy, which gives every device all experts."
             )
+        if training:
+            self._check_statistics()
         if capacity is None and compiled_by_xla():
             raise ValueError(
                 "Experts that are Keras layers get as many rows as the loads of each step say, and XLA needs shapes "
@@ -115,6 +117,17 @@ class LayerBank(keras.layers.Layer):
     def takes_block(self, training: bool = False) -> bool:
         """Never: the rows of a layer have to follow one another."""
         return False
+
+    def _check_statistics(self):
+        """Raise ValueError for a layer that would take statistics over an expert's rows: of none they are NaN."""
+        for layer in self.layers:
+            for part in layer._flatten_layers():
+                if isinstance(part, keras.layers.BatchNormalization) and part.trainable:
+                    raise ValueError(
+                        "Experts cannot have BatchNormalization in training: an expert gets few rows in some steps, "
+                        f"and none in others. Received: {part!r} in {layer!r}. Take keras.layers.LayerNormalization, "
+                        "or freeze it by trainable=False."
+                    )
 
     def _expert(self, layer, rows, training):
         def expert(rows):

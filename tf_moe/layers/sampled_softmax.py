@@ -2,6 +2,7 @@
 
 import contextvars
 import math
+import weakref
 
 import keras
 import tensorflow as tf
@@ -14,6 +15,8 @@ from tf_moe.mesh.shards import computed_where, current_shards
 _LAYER = "_tf_moe_sampled_softmax"
 # The layer of the loss that is being computed: another one in each thread, and nothing for a model to save.
 _layer: contextvars.ContextVar["SampledSoftmax | None"] = contextvars.ContextVar("sampled_softmax", default=None)
+# The layer that was last called in training, as long as no loss has got its output: something may have come between.
+_missed: contextvars.ContextVar["weakref.ref[SampledSoftmax] | None"] = contextvars.ContextVar("missed", default=None)
 
 
 @keras.saving.register_keras_serializable(package="tf_moe")
@@ -23,6 +26,7 @@ class SampledSoftmax(keras.layers.Layer):
     At evaluation and in `predict` it is a dense layer, `x kernel^T + bias`. In training it returns its input as it is,
     and the loss computes the logits of the targets and of a sample of the vocabulary only. So losses are estimates in
     training and exact at evaluation. Metrics of logits, such as accuracy, have no logits in training: compile without.
+    It is the model's last layer, and with another loss nothing of it would be trained.
 
     Weights: `kernel` `(V, D)`, a row for each word, and `bias` `(V,)`.
 
@@ -90,7 +94,9 @@ class SampledSoftmax(keras.layers.Layer):
         if checks.training(training):
             outputs = tf.identity(inputs)
             setattr(outputs, _LAYER, self)  # as Keras leaves a mask on a tensor, for the loss to find
+            _missed.set(weakref.ref(self))
             return outputs
+        _missed.set(None)
         return _products(inputs, tf.convert_to_tensor(self.kernel)) + self.bias
 
     def sampled_loss(self, targets: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
@@ -160,6 +166,17 @@ def _products(inputs, rows):
     return tf.ensure_shape(tf.reshape(flat, shape), [*inputs.shape[:-1], size])
 
 
+def _check_nothing_between(y_pred):
+    """Raise ValueError if predictions are no logits, but something made of what the layer returned in training."""
+    layer = _missed.get() and _missed.get()()
+    if layer is not None and y_pred.shape[-1] == layer.kernel.shape[1] != layer.vocabulary_size:
+        raise ValueError(
+            "SampledSoftmaxLoss needs what SampledSoftmax returned, as it is: the layer must be the model's last, not "
+            "inside of another such as TimeDistributed, which it does not need. Received: predictions of shape "
+            f"{y_pred.shape}, made of the output of {layer.name!r}, or of something else of its width."
+        )
+
+
 @keras.saving.register_keras_serializable(package="tf_moe")
 class SampledSoftmaxLoss(keras.losses.Loss):
     """Cross-entropy of integer targets for a model that ends with a `SampledSoftmax`.
@@ -175,7 +192,7 @@ class SampledSoftmaxLoss(keras.losses.Loss):
         y_pred: What the layer returned, as it is: `(..., D)` in training, otherwise logits `(..., V)`.
 
     Raises:
-        ValueError: If targets have another shape.
+        ValueError: If targets have another shape, or something has come between the layer and the loss.
 
     Example:
 
@@ -190,7 +207,11 @@ class SampledSoftmaxLoss(keras.losses.Loss):
         super().__init__(name=name, **{"dtype": "float32", **kwargs})
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        token = _layer.set(getattr(y_pred, _LAYER, None))  # which Keras's conversions need not keep
+        layer = getattr(y_pred, _LAYER, None)
+        if layer is None:
+            _check_nothing_between(y_pred)
+        _missed.set(None)
+        token = _layer.set(layer)  # Keras's conversions need not keep the attribute
         try:
             return super().__call__(y_true, y_pred, sample_weight)
         finally:

@@ -74,7 +74,8 @@ class SparseMoE(keras.layers.Layer):
             have "sigmoid". Default None.
         use_bias: Whether the built-in experts have biases. Default False.
         expert: None for the built-in experts; or a function without arguments that returns a new Keras layer or model
-            mapping width D to width D, called once for each expert; or a list of such layers.
+            mapping width D to width D, called once for each expert; or a list of such layers. They treat each row by
+            itself: of `BatchNormalization` only what is frozen can be trained with.
         recompute: Whether the experts' activations are computed again in the backward pass instead of kept. The routing
             is not: same experts, same noise. Default False.
         kernel_initializer: Initializer of each built-in expert's kernels. Default "glorot_uniform".
@@ -261,6 +262,7 @@ class SparseMoE(keras.layers.Layer):
         return {name: part for name, part in parts.items() if part is not None}
 
     def call(self, inputs, mask=None, training=False, gate_id=None):
+        inputs = tf.convert_to_tensor(inputs)  # `stateless_call` passes on what it gets
         if mask is None and gate_id is not None:
             mask = attached_mask(inputs)
         with computed_where(self.experts.weights[0] if self.experts.weights else None):
