@@ -1,6 +1,7 @@
 import multiprocessing
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import keras
 import numpy as np
@@ -87,6 +88,10 @@ class TrainingMemoryTest(TestCase):
 
         self.assertEqual(activations(capacity_factor=1.25), 8 * 20 * (16 + 256 + 16))
         self.assertEqual(activations(capacity_factor=2.0), 8 * 32 * (16 + 256 + 16))
+        with mock.patch("tf_moe.experts.feed_forward.is_slow", return_value=True):  # no empty places
+            self.assertEqual(activations(), 2 * 64 * (16 + 256 + 16))
+        with mock.patch("tf_moe.experts.feed_forward.is_slow", return_value=False):
+            self.assertGreater(activations(), 2 * 64 * (16 + 256 + 16))
         layers = {"expert": lambda: keras.layers.Dense(16), "expert_hidden": None}
         self.assertEqual(activations(**layers), 2 * 64 * (16 + 16))
         self.assertEqual(activations(**{**layers, "expert_hidden": 256}), 2 * 64 * (16 + 16))
