@@ -146,13 +146,10 @@ class FeedForward(QuantizableBank):
             stacks["unit_scale"] = self._draw_unit_scale()
         weights = list(stacks.values())
 
-        on_mesh, sorted_rows = isinstance(counts, Groups), capacity is None and places is None
-        if on_mesh:
-            arrangement = Stacks()
-        elif ragged := sorted_rows and not self.takes_block(training):
-            arrangement = Ragged(counts)
-        else:
-            arrangement = Stacks(fastest_matmul(training))
+        on_mesh = isinstance(counts, Groups)
+        ragged = not on_mesh and capacity is None and places is None and not self.takes_block(training)
+        matmul = tf.matmul if on_mesh else fastest_matmul(training)
+        arrangement = Ragged(counts) if ragged else Stacks(matmul)
 
         def function(x, *slices):
             return self.compute(x, **dict(zip(stacks, slices, strict=True)), arrangement=arrangement)
@@ -163,7 +160,8 @@ class FeedForward(QuantizableBank):
         if capacity is None and not ragged:
             return apply_grouped(function, rows, counts, weights, places, self.recompute)
         function = recompute(function) if self.recompute else function
-        stack = tf.reshape(rows, [1 if ragged else self.num_experts, -1, rows.shape[-1]])
+        stacks_shape = [1, -1] if ragged else [self.num_experts, capacity]
+        stack = tf.reshape(rows, [*stacks_shape, rows.shape[-1]])
         return tf.reshape(function(stack, *weights), tf.shape(rows))
 
     def takes_block(self, training: bool = False) -> bool:
