@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from absl.testing import parameterized
 
 from tests.base import TestCase
 from tf_moe.gates import NoisyTopK
@@ -71,6 +72,18 @@ class ThreadsTest(TestCase):
         for outputs in in_threads(lambda n: [functions[n](self.inputs[0]), others[n](self.inputs[0])]):
             for output in outputs:
                 self.assertAllClose(output, expected, rtol=1e-5, atol=1e-5)
+
+    @parameterized.parameters(1, 2)
+    def test_dropout_of_an_lstm(self, implementation):
+        layer = LSTM(6, dropout=0.5, recurrent_dropout=0.5, implementation=implementation)
+        layer.build((None, None, 4))
+
+        def train(n):
+            x = np.ones((n + 1, 3, 4), "float32")
+            return [layer(x, training=True) for _ in range(20)]
+
+        for n, outputs in enumerate(in_threads(train)):
+            self.assertEqual({tuple(y.shape) for y in outputs}, {(n + 1, 6)})
 
     def test_models_built_at_the_same_time(self):
         weights = self.model.get_weights()

@@ -129,9 +129,9 @@ class LSTM(keras.layers.LSTM):
         if self.go_backwards:
             sequences, mask = buffers.reverse(sequences), None if mask is None else buffers.reverse(mask)
         z = self._input_product(sequences, initial_state[0], training, buffers.product)
-        dropout = (
-            cell.get_recurrent_dropout_mask(initial_state[0]) if _drops(cell.recurrent_dropout, training) else None
-        )
+        dropout = None
+        if _drops(cell.recurrent_dropout, training):
+            dropout = self._dropout_masks(initial_state[0], cell.recurrent_dropout, 4)
         outputs, h, c = lstm_scan(
             z,
             tf.convert_to_tensor(cell.recurrent_kernel),
@@ -153,20 +153,24 @@ class LSTM(keras.layers.LSTM):
 
     def _maybe_config_dropout_masks(self, cell, input_sequence, input_state):
         # Keras draws the masks before the loop, at inference too, from a state that tf.saved_model.save does not find.
-        # Here they are drawn where they are used.
+        # Here they are drawn where they are used, and not kept at the cell, where another thread would find them.
         pass
+
+    def _dropout_masks(self, rows, rate, number):
+        """So many masks of the shape of some rows, each with the numbers that Keras's LSTM draws."""
+        ones, seed = tf.ones_like(rows), self.cell.seed_generator
+        return [keras.random.dropout(ones, rate, seed=seed) for _ in range(number)]
 
     def _input_product(self, sequences, state, training, product):
         """The input's part of the gates for all steps, [T, B, D] -> [T, B, 4*units]; the state has the batch."""
-        kernel, dropout = tf.convert_to_tensor(self.cell.kernel), None
+        kernel = tf.convert_to_tensor(self.cell.kernel)
         if _drops(self.cell.dropout, training):
-            dropout = self.cell.get_dropout_mask(rows_of_zeros(state, sequences.shape[-1]))
-        if isinstance(dropout, list):  # implementation 1: a mask for each gate
-            gates = zip(dropout, tf.split(kernel, 4, axis=1), strict=True)
-            parts = [product(sequences * m, part) for m, part in gates]
-            z = tf.concat(parts, axis=-1)
+            number = 4 if self.cell.implementation == 1 else 1  # a mask for each gate, or one for all
+            masks = self._dropout_masks(rows_of_zeros(state, sequences.shape[-1]), self.cell.dropout, number)
+            gates = zip(masks, tf.split(kernel, number, axis=1), strict=True)
+            z = tf.concat([product(sequences * mask, part) for mask, part in gates], axis=-1)
         else:
-            z = product(sequences if dropout is None else sequences * dropout, kernel)
+            z = product(sequences, kernel)
         return z if self.cell.bias is None else tf.nn.bias_add(z, tf.convert_to_tensor(self.cell.bias))
 
     def _uses_cudnn(self):
