@@ -130,6 +130,36 @@ def mask(value: Any, inputs: tf.Tensor) -> tf.Tensor:
     return keras.ops.cast(value, "bool")
 
 
+def targets(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+    """Integer targets `(...)`, or `(..., 1)`, of predictions `(..., V)` as int32 `(...)`; ValueError for others."""
+    if y_true.shape.rank == y_pred.shape.rank and y_true.shape[-1] == 1:
+        y_true = tf.squeeze(y_true, -1)
+    if not y_true.shape.is_compatible_with(y_pred.shape[:-1]):
+        raise ValueError(
+            "Targets must be integers of the predictions' shape without its last dimension. "
+            f"Received: targets {y_true.shape}, predictions {y_pred.shape}. Pass words' numbers, not one-hot rows."
+        )
+    return tf.cast(y_true, tf.int32)
+
+
+def sequences(name: str, shape: tf.TensorShape | tuple, width: int | None = None) -> None:
+    """Raise ValueError unless a shape is (batch, time, width), of this static width, or of any if None."""
+    shape = tuple(shape)
+    if len(shape) != 3 or not shape[-1] or width not in (None, shape[-1]):
+        kind = "a static width" if width is None else f"width {width}, as when it was built"
+        raise ValueError(f"{name} must be (batch, time, width) with {kind}. Received: {name} of shape {shape}.")
+
+
+def same_batch(**tensors: tf.Tensor) -> None:
+    """Raise ValueError unless the named tensors have as many rows, as far as shapes are known."""
+    (first, expected), *others = tensors.items()
+    for name, value in others:
+        if not expected.shape[:1].is_compatible_with(value.shape[:1]):
+            raise ValueError(
+                f"{name} must have the batch of {first}. Received: {name} {value.shape}, {first} {expected.shape}."
+            )
+
+
 def same_shape(**tensors: tf.Tensor) -> None:
     """Raise ValueError unless the named tensors have one shape, as far as shapes are known."""
     (first, expected), *others = tensors.items()

@@ -124,6 +124,19 @@ class AttentionTest(TestCase):
             with self.assertRaisesRegex(ValueError, pattern):
                 call()
 
+    @parameterized.parameters("product", "additive")
+    def test_bad_calls_of_a_built_layer(self, score):
+        layer, (y, x) = Attention(3, score), self.inputs("float32")
+        layer(y, x)
+        for arguments, pattern in (
+            ((y[0], x), r"queries must be \(batch, time, width\) with width 5.*shape \(3, 5\)"),
+            ((y[..., :3], x), r"queries must be .* width 5, as when it was built.*shape \(2, 3, 3\)"),
+            ((y, x[..., :3]), r"source must be .* width 6.*shape \(2, 4, 3\)"),
+            ((y[:1], x), r"source must have the batch of queries. Received: source \(2, 4, 6\), queries \(1, 3, 5\)"),
+        ):
+            with self.assertRaisesRegex(ValueError, pattern):
+                layer(*arguments)
+
     def test_one_initializer_makes_different_weights(self):
         for seed in (None, 3):
             layer = Attention(UNITS, kernel_initializer=keras.initializers.RandomNormal(seed=seed))

@@ -128,6 +128,15 @@ class AttentiveLSTMTest(TestCase):
         ):
             with self.assertRaisesRegex(ValueError, pattern):
                 call()
+        layer = AttentiveLSTM(3)
+        layer(x, source)
+        for arguments, pattern in (
+            ((x[:, 0], source), r"inputs must be .* width 2, as when it was built.*shape \(3, 2\)"),
+            ((x, source[..., :2]), r"source must be .* width 6, as when it was built.*shape \(3, 4, 2\)"),
+            ((x, source[:2]), r"source must have the batch of inputs.*\(2, 4, 6\), inputs \(3, 5, 2\)"),
+        ):
+            with self.assertRaisesRegex(ValueError, pattern):
+                layer(*arguments)
 
     def test_half_precision(self):
         layer, (x, source) = self.layer(dtype="mixed_bfloat16"), self.inputs("float32")

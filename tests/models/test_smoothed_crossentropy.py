@@ -19,6 +19,10 @@ class SmoothedCrossentropyTest(TestCase):
             for sample_weight in (None, weight):
                 self.assertAllClose(ours(y, logits, sample_weight), expected(one_hot, logits, sample_weight), rtol=1e-5)
 
+    def test_targets_of_width_1(self):
+        y, logits = self.rng.integers(0, V, (3, 4)), self.normal(3, 4, V)
+        self.assertAllClose(SmoothedCrossentropy()(y[..., None], logits), SmoothedCrossentropy()(y, logits))
+
     def test_mask(self):
         """What is masked counts nothing, also not in the mean's number."""
         y, logits, mask = self.rng.integers(0, V, (3, 4)), self.normal(3, 4, V), self.rng.random((3, 4)) < 0.6

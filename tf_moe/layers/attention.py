@@ -71,8 +71,7 @@ class Attention(keras.layers.Layer):
 
     def build(self, queries_shape, source_shape):
         for name, shape in (("queries", queries_shape), ("source", source_shape)):
-            if len(shape) != 3 or not shape[-1]:
-                raise ValueError(f"{name} must be (batch, time, width) with a static width. Received: shape {shape}.")
+            checks.sequences(name, shape)
 
         def add(name, stream, *shape):
             return self.add_weight(shape=shape, initializer=of_stream(self.kernel_initializer, stream), name=name)
@@ -82,8 +81,10 @@ class Attention(keras.layers.Layer):
         self.scale = add("scale", 2, self.units)
 
     def call(self, queries, source, source_mask=None, return_weights=False):
-        for x in (queries, source):
+        for name, x, kernel in (("queries", queries, self.query_kernel), ("source", source, self.source_kernel)):
             checks.floating("Attention", x)
+            checks.sequences(name, x.shape, kernel.shape[0])
+        checks.same_batch(queries=queries, source=source)
         if source_mask is not None:
             source_mask = checks.mask(source_mask, source)
         context, weights = self.attend(queries, self.keys(source), source, source_mask)

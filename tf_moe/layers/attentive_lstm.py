@@ -100,9 +100,8 @@ class AttentiveLSTM(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, inputs_shape, source_shape):
-        if len(inputs_shape) != 3 or not inputs_shape[-1]:
-            raise ValueError(f"inputs must be (batch, time, width) of a static width. Received: shape {inputs_shape}.")
-        self.source_width = source_shape[-1]
+        checks.sequences("inputs", inputs_shape)
+        self.inputs_width, self.source_width = inputs_shape[-1], source_shape[-1]
         self.attention.build((None, None, self.cell.output_size), source_shape)
         self.cell.build((None, inputs_shape[-1] + self.source_width))
         freeze(self, self._parts(), self._frozen)
@@ -112,8 +111,10 @@ class AttentiveLSTM(keras.layers.Layer):
 
     def call(self, inputs, source, inputs_mask=None, source_mask=None):
         cell, attention = self.cell, self.attention
-        for x in (inputs, source):
+        for name, x, width in (("inputs", inputs, self.inputs_width), ("source", source, self.source_width)):
             checks.floating("AttentiveLSTM", x)
+            checks.sequences(name, x.shape, width)
+        checks.same_batch(inputs=inputs, source=source)
         if inputs.shape[1] == 0:
             raise ValueError(f"inputs must have a step at least. Received: inputs of shape {tuple(inputs.shape)}.")
         buffers = buffers_for(cell.recurrent_kernel._value)

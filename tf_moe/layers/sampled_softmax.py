@@ -218,14 +218,7 @@ class SampledSoftmaxLoss(keras.losses.Loss):
             _layer.reset(token)
 
     def call(self, y_true, y_pred):
-        if y_true.shape.rank == y_pred.shape.rank and y_true.shape[-1] == 1:
-            y_true = tf.squeeze(y_true, -1)
-        y_true = tf.cast(y_true, tf.int32)
-        if not y_true.shape.is_compatible_with(y_pred.shape[:-1]):
-            raise ValueError(
-                "Targets must be integers of the predictions' shape without its last dimension. "
-                f"Received: targets {y_true.shape}, predictions {y_pred.shape}. Pass words' numbers, not one-hot rows."
-            )
+        y_true = checks.targets(y_true, y_pred)
         if _layer.get() is not None:
             return _layer.get().sampled_loss(y_true, y_pred)
         return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)

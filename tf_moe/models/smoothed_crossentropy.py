@@ -22,7 +22,7 @@ class SmoothedCrossentropy(keras.losses.Loss):
         **kwargs: Arguments of `keras.losses.Loss`.
 
     Call arguments:
-        y_true: Integers `(...)`.
+        y_true: Integers `(...)`, or `(..., 1)`.
         y_pred: Logits `(..., V)`.
 
     Raises:
@@ -42,12 +42,7 @@ class SmoothedCrossentropy(keras.losses.Loss):
         self.label_smoothing = checks.number("label_smoothing", label_smoothing, _KIND, lambda x: 0 <= x <= 1)
 
     def call(self, y_true, y_pred):
-        if not y_true.shape.is_compatible_with(y_pred.shape[:-1]):
-            raise ValueError(
-                "Targets must be integers of the predictions' shape without its last dimension. "
-                f"Received: targets {y_true.shape}, predictions {y_pred.shape}. Pass words' numbers, not one-hot rows."
-            )
-        loss = keras.losses.sparse_categorical_crossentropy(tf.cast(y_true, tf.int32), y_pred, from_logits=True)
+        loss = keras.losses.sparse_categorical_crossentropy(checks.targets(y_true, y_pred), y_pred, from_logits=True)
         if not self.label_smoothing:
             return loss
         # The mean over v of -log p(v), p = softmax(logits).
