@@ -66,6 +66,20 @@ class PerplexityTest(TestCase):
         metric.update_state([0, 1], [[0.5, 0.5], [0.875, 0.125]])
         self.assertAllClose(metric.result(), 4)  # of a half and an eighth
 
+    def test_of_nothing(self):
+        metric = Perplexity()
+        for weights in ([0.0, 0.0], [1.0, 0.0]):
+            self.assertTrue(np.isnan(metric.result()))
+            metric.update_state([0, 1], [[0.0, 0.0], [0.0, 0.0]], weights)
+        self.assertAllClose(metric.result(), 2)
+
+    def test_half_precision_is_computed_in_float32(self):
+        targets, logits = self.rng.integers(0, 5000, (4, 50)), tf.cast(2 * self.normal(4, 50, 5000), tf.bfloat16)
+        metrics = Perplexity(), Perplexity()
+        for metric, dtype in zip(metrics, (tf.bfloat16, tf.float32), strict=True):
+            metric.update_state(targets, tf.cast(logits, dtype))
+        self.assertAllClose(metrics[0].result(), metrics[1].result(), rtol=1e-5)
+
     def test_config(self):
         metric = Perplexity("of_words", from_logits=False)
         again = keras.metrics.deserialize(keras.metrics.serialize(metric))

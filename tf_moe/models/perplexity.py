@@ -12,7 +12,7 @@ class Perplexity(keras.metrics.SparseCategoricalCrossentropy):
 
     Pass it to `compile(weighted_metrics=...)`: with weight 0 on padding it is exact over all tokens of a data set,
     which the logged loss is not where batches hold different numbers of them, nor Keras's metrics where they differ in
-    length.
+    length. Of no tokens it is NaN, and not 1, the best there is.
 
     Args:
         name: Name of the metric. Default "perplexity".
@@ -38,7 +38,11 @@ class Perplexity(keras.metrics.SparseCategoricalCrossentropy):
         # Keras takes the mean over a row's positions first: tokens of a batch of short rows would count for more.
         rows = y_true.shape[1:]
         positions = math.prod(rows) if rows.is_fully_defined() else tf.reduce_prod(tf.shape(y_true)[1:])
-        super().update_state(y_true, tf.convert_to_tensor(y_pred), weights * tf.cast(positions, tf.float32))
+        y_pred = tf.convert_to_tensor(y_pred)
+        if y_pred.dtype != tf.float64:  # as the loss has it, which Keras computes in float32
+            y_pred = tf.cast(y_pred, tf.float32)
+        super().update_state(y_true, y_pred, weights * tf.cast(positions, tf.float32))
 
     def result(self):
-        return tf.exp(super().result())
+        mean = super().result()
+        return tf.where(tf.convert_to_tensor(self.count) > 0, tf.exp(mean), math.nan)
