@@ -140,6 +140,17 @@ class ExpertMonitorTest(TestCase):
         with np.errstate(divide="ignore"):
             return np.round(np.interp(np.log2(ratios), [-3, 3], [255, 0]))
 
+    def test_another_model(self):
+        x = self.normal(8, 4)
+        monitor = ExpertMonitor([x])
+        for name in ("one", "other"):
+            model = keras.Sequential([keras.Input((4,)), SparseMoE(4, 5, k=2, name=name)])
+            model.compile("sgd", "mse")
+            for _ in range(2):  # a history of both
+                model.fit(x, x, batch_size=4, verbose=0, callbacks=[monitor])
+            self.assertEqual(monitor.steps, [2, 4])
+            self.assertEqual([row["layer"] for row in monitor.table()], [name] * 2)
+
     def test_wrong(self):
         for every in (0, 1.5, "step", None):
             with self.assertRaisesRegex(ValueError, f'every must be a positive integer, or "epoch".*every={every!r}'):

@@ -72,6 +72,7 @@ class TextTest(BadInput):
         ("decode_negative", lambda t: t.vocabulary.decode([-1]), ValueError, r"at least 0.*\[-1\]"),
         ("decode_fractions", lambda t: t.vocabulary.decode([1.5]), ValueError, r"float64 .*\[1.5\]"),
         ("decode_batch", lambda t: t.vocabulary.decode([[1, 2]]), ValueError, r"shape \(1, 2\)"),
+        ("encode_a_line", lambda t: t.vocabulary.encode("a b"), ValueError, r"lines must be strings \[N\].*shape \(\)"),
         ("encode_numbers", lambda t: t.vocabulary.encode([1, 2]), TypeError, r"\[1, 2\].*string"),
         ("count_words", lambda t: t.vocabulary.count_tokens("the cat"), TypeError, "text='the cat'"),
         ("load_missing", lambda t: text.Vocabulary.load(t.directory / "no"), FileNotFoundError, "no'"),

@@ -87,6 +87,28 @@ class RebuildTest(TestCase):
         clone = copy.get_layer("inner")
         self.assertEqual((clone.supports_masking, clone.trainable), (True, False))
 
+    def test_a_class_of_ones_own(self):
+        class Own(keras.Sequential):
+            pass
+
+        class WithLayers(keras.Sequential):
+            def __init__(self, trainable=True, name=None):
+                super().__init__([Dense(3)], trainable=trainable, name=name)
+
+        class WithArguments(keras.Sequential):
+            def __init__(self, units):
+                super().__init__([Dense(units)])
+
+        model, x = Own([keras.Input((4,)), Dense(3)], trainable=False), self.normal(5, 4)
+        copy = rebuild(model)
+        self.assertIs(type(copy), Own)
+        self.assertEqual((copy.name, copy.trainable), (model.name, False))
+        self.assertAllEqual(copy(x), model(x))
+        for model in (WithLayers(), WithArguments(3)):
+            model(x)
+            with self.assertRaisesRegex(ValueError, "Sequential's arguments, and no layers.*With"):
+                rebuild(model)
+
     def test_mixtures_of_a_model(self):
         self.assertEqual([layer.name for layer in moe_layers(self.model())], ["outside", "inside"])
         model = keras.Sequential([keras.Input((2, 4)), keras.layers.TimeDistributed(SparseMoE(2, 3, k=1), name="wrap")])

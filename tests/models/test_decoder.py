@@ -5,8 +5,20 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from tests.base import TestCase
-from tf_moe.layers import LSTM, SampledSoftmax, SparseMoE
+from tf_moe.layers import LSTM, Attention, SampledSoftmax, SparseMoE
 from tf_moe.models import PAPER, Decoder, dense_twin, language_model, residual_language_model
+
+
+class SelfAttention(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.attention = Attention(4)
+
+    def build(self, shape):
+        self.attention.build(shape, shape)
+
+    def call(self, x):
+        return self.attention(x, x)
 
 
 class DecoderTest(TestCase):
@@ -112,7 +124,9 @@ class DecoderTest(TestCase):
         lambda: keras.layers.LSTM(4, return_sequences=True, go_backwards=True),
         lambda: keras.layers.Conv1D(4, 3, padding="causal"),
         lambda: keras.Sequential([keras.layers.Dense(4), keras.layers.LSTM(4, return_sequences=True)]),
+        lambda: keras.layers.MaxPooling1D(3, strides=1, padding="same"),
         lambda: SparseMoE(4, 16, k=2, gate="expert_choice"),
+        lambda: SelfAttention(),
     )
     def test_layers_that_need_other_steps(self, make):
         with warnings.catch_warnings():

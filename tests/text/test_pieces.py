@@ -46,6 +46,16 @@ class PiecesTest(TestCase):
         lengths = self.pieces.encode(["one hundred and two", "東京は今日も雨です。"]).row_lengths()
         self.assertAllLess(lengths, 15)
 
+    def test_encode_wrong_lines(self):
+        for lines, languages, pattern in (
+            ("a line", None, r"lines must be strings \[N\]. Received: shape \(\). Pass one line as \[line\]"),
+            ([["a", "b"]], None, r"shape \(1, 2\)"),
+            (["a", "b"], tf.constant(["ko"] * 3), r"target_language \(3,\), lines \(2,\)"),
+        ):
+            with self.assertRaisesRegex(ValueError, pattern):
+                self.pieces.encode(lines, languages)
+        self.assertEqual(self.pieces.encode([]).to_list(), [])
+
     def test_encode(self):
         lines = ["two hundred", "", "二百"]
         plain = self.pieces.encode(lines)

@@ -25,7 +25,8 @@ class ExpertMonitor(keras.callbacks.Callback):
     """Looks now and then at the use of the experts of all layers, keeps it, and writes it for TensorBoard.
 
     A look routes the given batches at evaluation, without noise, and changes nothing of the training: no weight, no
-    random state, none of the metrics that the log shows. Its cost is that of evaluating these batches: take a few.
+    random state, none of the metrics that the log shows. Its cost is that of evaluating these batches: take a few. With
+    another model the history begins anew.
 
     For each layer TensorBoard gets, under the layer's name, the numbers of `Usage.figures` and the specialisation in
     each label as scalars, histograms of the experts' load and importance over their mean, a picture of the load of each
@@ -103,6 +104,9 @@ class ExpertMonitor(keras.callbacks.Callback):
         ]
 
     def set_model(self, model):
+        if model is not self.model:  # nothing of a model before is that of this one
+            self.steps, self.usage, self.specialisation = [], {}, {}
+            self._before_epoch = self._seen = 0
         super().set_model(model)
         self._observer = None
 

@@ -161,7 +161,9 @@ class _Rebuilding:
                 new.append(self.layer(layer) if pair is None else pair[1])
         if after is not None:
             raise _used_elsewhere(after, self.first[id(after)][1], model)
-        sequential = keras.Sequential(new, trainable=model.trainable, name=model.name)
+        sequential = _empty_as(model)
+        for layer in new:
+            sequential.add(layer)
         if model.compiled:
             sequential.compile_from_config(model.get_compile_config())
         return sequential
@@ -201,6 +203,20 @@ class _Rebuilding:
                 first = stand_ins[id(output)][0]
                 raise _used_elsewhere(first, self.first[id(first)][1], model)
         return new
+
+
+def _empty_as(model):
+    """A Sequential model of the same class without layers, as Keras makes one that it loads."""
+    try:
+        new = type(model)(trainable=model.trainable, name=model.name)
+    except TypeError:
+        new = None
+    if new is None or new.layers:
+        raise ValueError(
+            "A subclass of Sequential must have Sequential's arguments, and no layers of its own, to be rebuilt. "
+            f"Received: {model.name!r} of type {type(model).__name__}."
+        )
+    return new
 
 
 def _used_elsewhere(first, second, user):

@@ -49,7 +49,8 @@ def upcycle(
             `capacity_factor` drops tokens, of which the first output then lacks a part.
 
     Returns:
-        A built layer; with biases if one of the dense layers has them, and in their dtype policy.
+        A built layer; with biases if one of the dense layers has them, and in their dtype policy. It is trainable, also
+        where they are frozen, for its gate has yet to learn; pass `trainable=False` for another.
 
     Raises:
         ValueError: If the dense layers cannot be converted: widths that do not fit, other kinds of layers, not built,

@@ -4,13 +4,15 @@ import keras
 import tensorflow as tf
 
 from tf_moe.gates import ExpertChoice
-from tf_moe.layers import AttentiveLSTM, SparseMoE
+from tf_moe.layers import Attention, AttentiveLSTM, SparseMoE
 
 # What sees other steps than its own.
 _NOT_STEPWISE = (
     keras.layers.RNN, keras.layers.Bidirectional, keras.layers.Conv1D, keras.layers.SeparableConv1D,
     keras.layers.DepthwiseConv1D, keras.layers.Attention, keras.layers.AdditiveAttention,
-    keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention, AttentiveLSTM,
+    keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention, Attention, AttentiveLSTM,
+    keras.layers.MaxPooling1D, keras.layers.AveragePooling1D,
+    keras.layers.GlobalMaxPooling1D, keras.layers.GlobalAveragePooling1D,
 )  # fmt: skip
 
 State = tuple[tuple[tf.Tensor, ...], ...]
@@ -28,8 +30,8 @@ class Decoder:
 
     Raises:
         ValueError: If the model is another, or has a layer that needs other steps than its own: an LSTM that is
-            stateful or goes backwards, another recurrent layer, a convolution, an attention, a mixture whose experts
-            choose among all steps.
+            stateful or goes backwards, another recurrent layer, a convolution, a pooling, an attention, a mixture
+            whose experts choose among all steps.
 
     Example:
 

@@ -155,7 +155,7 @@ class Translator(keras.Model):
         encoder_layers = checks.integer("encoder_layers", encoder_layers, least=2)
         decoder_layers = checks.integer("decoder_layers", decoder_layers, least=2)
         self.start, self.end = self._checked_id("start", start), self._checked_id("end", end)
-        checks.number("dropout", dropout, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+        dropout = checks.number("dropout", dropout, "a number from 0 to 1", lambda x: 0 <= x <= 1)
         if moe is not None and not isinstance(moe, dict):
             raise ValueError(f"moe must be a dict of arguments of SparseMoE, or None. Received: moe={moe!r}.")
         if "expert" in (moe or {}):
@@ -183,7 +183,8 @@ class Translator(keras.Model):
         # Pairs are lists in a config that was a file.
         num_experts, k = (tuple(x) if isinstance(x, list) else x for x in (num_experts, k))
         self.num_experts, self.expert_hidden, self.k, self.gate = num_experts, expert_hidden, k, gate
-        self.importance_weight, self.load_weight = importance_weight, load_weight
+        self.importance_weight = checks.at_least_zero("importance_weight", importance_weight)
+        self.load_weight = checks.at_least_zero("load_weight", load_weight)
         self.dropout, self.attention = dropout, attention
         self.output_activation = keras.activations.get(output_activation)
         self.embeddings_initializer = embeddings_initializer

@@ -51,7 +51,9 @@ def optimizer_for(experts: keras.optimizers.Optimizer, others: keras.optimizers.
 
     Returns:
         A `keras.optimizers.MultiOptimizer` with the attributes `experts` and `others`. It is saved, compiled and used
-        as any.
+        as any, but has no learning rate of its own, which `keras.callbacks.LearningRateScheduler` would set: give each
+        a schedule, or set `experts.learning_rate` and `others.learning_rate`. For float16, put the whole into a
+        `LossScaleOptimizer`.
 
     Raises:
         TypeError: If `others` is no optimizer.

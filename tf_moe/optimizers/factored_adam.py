@@ -62,20 +62,17 @@ class FactoredAdam(keras.optimizers.Optimizer):
         name: str = "factored_adam",
         **kwargs,
     ):
-        for decay, value in (("beta_1", beta_1), ("beta_2", beta_2)):
-            checks.share(decay, value)
-        checks.at_least_zero("epsilon", epsilon)
         if weight_decay is not None:
-            checks.at_least_zero("weight_decay", weight_decay)
+            weight_decay = checks.at_least_zero("weight_decay", weight_decay)
         if isinstance(learning_rate, numbers.Real):
-            checks.at_least_zero("learning_rate", learning_rate)
+            learning_rate = checks.at_least_zero("learning_rate", learning_rate)
         for clip in ("clipnorm", "clipvalue", "global_clipnorm"):
             if kwargs.get(clip) is not None:  # Keras takes a negative one for none
                 checks.number(clip, kwargs[clip], "a positive number, or None", lambda x: x > 0)
         super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, name=name, **kwargs)
-        self.beta_1 = beta_1
-        self.beta_2 = beta_2
-        self.epsilon = epsilon
+        self.beta_1 = checks.share("beta_1", beta_1)
+        self.beta_2 = checks.share("beta_2", beta_2)
+        self.epsilon = checks.at_least_zero("epsilon", epsilon)
 
     def build(self, var_list):
         if self.built:

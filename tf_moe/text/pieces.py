@@ -13,7 +13,7 @@ import tensorflow_text as tf_text
 
 from tf_moe import checks
 from tf_moe.text.parallel_text import ParallelText
-from tf_moe.text.text import Text, check_text
+from tf_moe.text.text import Text, as_lines, check_text
 from tf_moe.text.tokenizer import SPACE
 from tf_moe.text.vocabulary import Vocabulary
 
@@ -85,12 +85,17 @@ class Pieces:
                 for all or [N], whose token comes first. Default None: no such token.
 
         Raises:
-            ValueError: a language that has no token; tf.errors.InvalidArgumentError where it is a tensor.
+            ValueError: lines are not [N], or languages not as many; a language that has no token, for which it is
+                tf.errors.InvalidArgumentError where it is a tensor.
         """
+        lines = as_lines(lines)
         ids = self._tokenize(normalize(lines))
         parts = [ids, tf.fill([ids.nrows(), 1], self.END)]
         if target_language is not None:
-            first = tf.broadcast_to(self._language_ids(target_language), [ids.nrows()])
+            first = self._language_ids(target_language)
+            if first.shape.rank:
+                checks.same_batch(lines=lines, target_language=first)
+            first = tf.broadcast_to(first, [ids.nrows()])
             parts.insert(0, tf.expand_dims(first, 1))
         return tf.concat(parts, axis=1)
 

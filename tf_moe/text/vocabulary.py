@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.text.text import Text, check_text
+from tf_moe.text.text import Text, as_lines, check_text
 from tf_moe.text.tokenizer import Tokenizer
 
 # What no token may hold: the end of a line, on which it is saved, and surrogates, which UTF-8 cannot write.
@@ -72,8 +72,12 @@ class Vocabulary:
         return len(self.tokens)
 
     def encode(self, lines: tf.Tensor) -> tf.RaggedTensor:
-        """Ids [N, None], int32, of lines [N]: of each line its tokens and `</s>`. Works in tf.data graphs."""
-        ids = self.table.lookup(self.tokenizer.tokenize(lines))
+        """Ids [N, None], int32, of lines [N]: of each line its tokens and `</s>`. Works in tf.data graphs.
+
+        Raises:
+            ValueError: lines are not [N].
+        """
+        ids = self.table.lookup(self.tokenizer.tokenize(as_lines(lines)))
         ends = tf.fill([ids.nrows(), 1], self.END)
         return tf.concat([ids, ends], axis=1)
 
