@@ -1,5 +1,5 @@
 """Compiles ten programs with loops on a mesh, without the workaround of `tf_moe.distribute.programs`; prints how many
-could not be."""
+could not be. Then whether a mesh stays the default one after an error, as `tf_moe.distribute.extended` says."""
 
 import tensorflow as tf
 from tensorflow.experimental import dtensor
@@ -40,3 +40,9 @@ for n in range(PROGRAMS):
             raise
         failed += 1
 print(f"failed: {failed}")
+
+try:
+    with dtensor.default_mesh(mesh):
+        raise KeyError
+except KeyError:
+    print(f"mesh left behind: {dtensor.get_default_mesh() is not None}")

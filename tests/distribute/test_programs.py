@@ -71,7 +71,7 @@ class ProgramsTest(TestCase):
         self.assertEqual(steps.call_count, 3)
         self.assertLessEqual(taken.call_count, 1)  # where programs before had loops
 
-    def test_the_workaround_is_needed(self):
+    def test_the_workarounds_are_needed(self):
         script = Path(__file__).parent / "programs_without_workaround.py"
         root = str(Path(tests.__file__).parents[1])
         environment = {**os.environ, "PYTHONPATH": root, "DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION": "0"}
@@ -86,6 +86,7 @@ class ProgramsTest(TestCase):
             "DTensor compiles many programs with loops in one process now: _take_freed_memory in "
             "tf_moe/distribute/programs.py can go, and with it 20 MB for each program.",
         )
+        self.assertIn("mesh left behind: True", run.stdout, "_default_mesh in tf_moe/distribute/extended.py can go.")
 
 
 class SupportedTest(TestCase):

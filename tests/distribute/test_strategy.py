@@ -5,6 +5,7 @@ from unittest import mock
 import keras
 import tensorflow as tf
 from absl.testing import parameterized
+from tensorflow.experimental import dtensor
 
 from tests.base import TestCase
 from tests.distribute.helpers import compiled, language_model
@@ -216,6 +217,14 @@ class RunTest(TestCase):
         self.assertAllClose(strategy.reduce("sum", x, axis=0), tf.reduce_sum(x, 0))
         self.assertAllClose(strategy.reduce(tf.distribute.ReduceOp.MEAN, x, axis=1), tf.reduce_mean(x, 1))
         self.assertAllEqual(strategy.reduce("MEAN", OnMesh(x), axis=None), x)
+
+    def test_an_error_leaves_no_mesh_behind(self):
+        def fail(x):
+            raise ValueError("mine")
+
+        with self.assertRaisesRegex(ValueError, "mine"):
+            strategy_on(2).run(fail, (tf.constant(1.0),))
+        self.assertIsNone(dtensor.get_default_mesh())
 
     def test_unknown_shapes(self):
         strategy = strategy_on(2)

@@ -1,5 +1,8 @@
 """What tf.distribute asks of a strategy: how variables are made, datasets split, steps run and values reduced."""
 
+import contextlib
+from collections.abc import Iterator
+
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
@@ -51,7 +54,7 @@ class MeshExtended(tf.distribute.StrategyExtended):
     def call_for_each_replica(self, fn, args=(), kwargs=None):
         args, kwargs = tf.nest.map_structure(self._on_mesh, (tuple(args), kwargs or {}))
         scope = new_program()
-        with _GlobalContext(self._container_strategy()), dtensor.default_mesh(self.shards.mesh), scope:
+        with _GlobalContext(self._container_strategy()), _default_mesh(self.shards.mesh), scope:
             outputs = fn(*args, **kwargs)
         if not tf.executing_eagerly():
             check_supported(tf.compat.v1.get_default_graph())
@@ -82,7 +85,8 @@ class MeshExtended(tf.distribute.StrategyExtended):
         return fn(var, *args, **(kwargs or {}))
 
     def _default_device_scope(self):
-        return dtensor.default_mesh(self.shards.mesh)
+        # Not the mesh: users read datasets in a scope, and call fit there, and DTensor has no iterators.
+        return contextlib.nullcontext()
 
     def _use_merge_call(self):
         return False
@@ -117,6 +121,19 @@ class MeshExtended(tf.distribute.StrategyExtended):
     @property
     def parameter_devices(self):
         return self.worker_devices
+
+
+@contextlib.contextmanager
+def _default_mesh(mesh: dtensor.Mesh) -> Iterator[None]:
+    """`dtensor.default_mesh`, which in TensorFlow 2.21 leaves its mesh to all that follows where its body raises."""
+    error = None
+    with dtensor.default_mesh(mesh):
+        try:
+            yield
+        except BaseException as raised:
+            error = raised
+    if error is not None:
+        raise error
 
 
 def _off_mesh(x):
