@@ -65,6 +65,22 @@ class FitTest(TestCase):
         ours, expected = (model.evaluate(x, y, 8, verbose=0, return_dict=True) for model in (many, one))
         histories_close(self, ours, expected)
 
+    def test_in_the_scope(self):
+        """All of it in one block, as programs for MirroredStrategy have it."""
+        x, y = self.sentences(21, 4)
+        one = compiled(language_model(recurrent=False))
+        with strategy_on(2).scope():
+            many = compiled(language_model(recurrent=False))
+            same_weights(self.rng, one, many)
+            ours = many.fit(x, y, 8, shuffle=False, verbose=0).history
+            dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+            evaluated = many.evaluate(dataset, verbose=0, return_dict=True)
+            predicted = many.predict(x, 8, verbose=0)
+            self.assertAllEqual([len(words) for words, _ in dataset], [8, 8, 5])
+        histories_close(self, ours, one.fit(x, y, 8, shuffle=False, verbose=0).history)
+        histories_close(self, evaluated, one.evaluate(x, y, 8, verbose=0, return_dict=True))
+        self.assertAllClose(predicted, one.predict(x, 8, verbose=0), **CLOSE)
+
     @parameterized.named_parameters(
         (
             "clipping_and_averages",
@@ -75,6 +91,7 @@ class FitTest(TestCase):
         ("accumulation", {}, {"gradient_accumulation_steps": 2}, {}),
         ("steps_per_execution", {}, {}, {"steps_per_execution": 2}),
         ("hierarchical", {"num_experts": (4, 2), "k": (2, 2)}, {}, {}),
+        ("constraint", {"kernel_constraint": keras.constraints.MaxNorm(0.5)}, {}, {}),
     )
     def test_options(self, layer, optimizer, arguments):
         def make():

@@ -36,15 +36,23 @@ def flatten(inputs: tf.Tensor, mask: tf.Tensor | None, gate_id: tf.Tensor | None
     return Positions(tokens, mask, gate_id)
 
 
-def lay_out(positions: Positions, shards: Shards) -> Positions:
+def lay_out(positions: Positions, inputs: tf.Tensor, shards: Shards) -> Positions:
     """On a mesh: split over the devices."""
+    if _is_whole(inputs, shards):
+        # They are; but DTensor lays the gradient out as it takes these to be, and guesses wrong after an embedding.
+        positions = positions._replace(tokens=shards.whole(positions.tokens))
     return Positions(*(None if part is None else shards.lay_out_batch(part) for part in positions))
 
 
 def restore(outputs: tf.Tensor, inputs: tf.Tensor, shards: Shards | None) -> tf.Tensor:
     """Outputs `(T, D)` in the shape of the inputs that the positions are of."""
-    if shards is not None and inputs.shape[0] % shards.batch_pieces:
+    if shards is not None and _is_whole(inputs, shards):
         outputs = shards.whole(outputs)
     if inputs.shape.is_fully_defined():
         return tf.reshape(outputs, inputs.shape)
     return tf.ensure_shape(tf.reshape(outputs, tf.shape(inputs)), inputs.shape)
+
+
+def _is_whole(inputs, shards):
+    """Whether a batch does not divide evenly, and so is on every device, see `place_batch`."""
+    return bool(inputs.shape[0] % shards.batch_pieces)

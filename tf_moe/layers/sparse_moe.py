@@ -70,13 +70,15 @@ class SparseMoE(keras.layers.Layer):
         capacity_factor: None, the default, drops nothing. A number gives every expert room for that many times its fair
             share of the positions, in static shapes; what is beyond is dropped (the expert adds zero) and counted. On a
             mesh it is a share of each device's positions, which drops others where they are unevenly spread.
-        activation: Activation of the experts' hidden layer. Default "relu".
+        activation: Activation of the experts' hidden layer, with a finite derivative at 0, for some rows are empty.
+            Default "relu".
         output_activation: Activation of the layer's output, after the sum over experts; the paper's language models
             have "sigmoid". Default None.
         use_bias: Whether the built-in experts have biases. Default False.
         expert: None for the built-in experts; or a function without arguments that returns a new Keras layer or model
             mapping width D to width D, called once for each expert; or a list of such layers. They treat each row by
-            itself: of `BatchNormalization` only what is frozen can be trained with.
+            itself: of `BatchNormalization` only what is frozen can be trained with. With a `capacity_factor` each gets
+            rows of zeros too, where it has fewer tokens than places.
         recompute: Whether the experts' activations are computed again in the backward pass instead of kept. The routing
             is not: same experts, same noise. Default False.
         kernel_initializer: Initializer of each built-in expert's kernels. Default "glorot_uniform".
@@ -272,7 +274,7 @@ class SparseMoE(keras.layers.Layer):
     def _call(self, inputs, mask, training, gate_id):
         positions, shards = self._flatten(inputs, mask, gate_id), current_shards()
         if shards is not None:
-            positions = lay_out(positions, shards)
+            positions = lay_out(positions, inputs, shards)
         screened, routing = self._route(positions, training)
         record(self, routing)
         tokens = screened.clear(positions.tokens)
