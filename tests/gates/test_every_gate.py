@@ -227,9 +227,10 @@ class EveryGateTest(TestCase):
         compiled = tf.function(step_of(built), jit_compile=True)(x, mask, ids)
         self.assert_close(compiled, step_of(built)(tf.constant(x), mask, tf.constant(ids)))
 
-    def test_on_a_mesh(self):
-        """Two devices have the numbers of one. What the layer makes of them there is in `distribute`."""
-        tokens, strategy = 16, strategy_on(2)
+    @parameterized.parameters((2, 1), (6, 3))
+    def test_on_a_mesh(self, devices, replicas):
+        """The devices have the numbers of one. What the layer makes of them there is in `distribute`."""
+        tokens, strategy = 18, strategy_on(devices, replicas)
         x, mask, ids = self.normal(tokens, D), np.arange(tokens) % 3 > 0, self.rng.integers(-1, G, tokens)
         one, many = [], []
         for name, number in FORMS:

@@ -16,7 +16,8 @@ class ConstrainEach(keras.constraints.Constraint):
         self.constraint = keras.constraints.get(constraint)
 
     def __call__(self, w):
-        return tf.map_fn(self.constraint, tf.convert_to_tensor(w))
+        # Not tf.map_fn, which makes a list of tensors: DTensor has none.
+        return tf.vectorized_map(self.constraint, tf.convert_to_tensor(w))
 
     def get_config(self):
         return {"constraint": keras.constraints.serialize(self.constraint)}

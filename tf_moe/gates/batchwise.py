@@ -44,7 +44,12 @@ def batchwise_choice(scores: tf.Tensor, k: int, mask: tf.Tensor | None = None) -
     if compiled_by_xla() or shards:  # where m cannot be a shape
         order = tf.argsort(in_turn, direction="DESCENDING", stable=True)
         rank = tf.argsort(tf.gather(turn, order, batch_dims=1))  # the inverse of that permutation
-        return tf.transpose(rank < m)
+        if not shards:
+            return tf.transpose(rank < m)
+        # Laid out, or DTensor would sort as the tokens are split that come of it, which it cannot. Whole, for with more
+        # replicas than shards what it makes of a transposed one is wrong (TensorFlow 2.21).
+        rank = shards.lay_out(rank, {0: EXPERT})
+        return shards.whole(tf.transpose(rank < m))
     best = tf.math.top_k(in_turn, m).indices  # of equals the first; never a masked token, whose -1 is below all others
     token = tf.gather(turn, best, batch_dims=1)
     expert = tf.zeros_like(token) + tf.expand_dims(tf.range(num_experts), 1)
