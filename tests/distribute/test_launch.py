@@ -168,6 +168,12 @@ time.sleep(1000)
         self.assertEqual(code, 128 + signal.SIGKILL)
         self.assertIn("launch: process 0 ended by SIGKILL, ending the others\n", stderr)
 
+    def test_a_signal_without_a_name(self):
+        script = self.script("os.kill(os.getpid(), 40) if index == 0 else time.sleep(1000)")
+        code, _, stderr = self.run_to_end("--processes", 2, script)
+        self.assertEqual(code, 128 + 40)
+        self.assertIn("launch: process 0 ended by signal 40, ending the others\n", stderr)
+
     def test_one_that_does_not_end_is_killed_after_the_grace(self):
         start = time.monotonic()
         code, stdout, _ = self.run_to_end(

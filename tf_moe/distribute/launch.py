@@ -42,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for index in range(options.processes):
                     environment = process_environment(index, addresses, options.devices_per_process)
                     group.start([sys.executable, *target, *options.arguments], environment)
+                return group.wait()
             except BaseException:  # one cannot be started, and the others would wait for it
                 group.kill()
                 raise
-            return group.wait()
 
 
 @contextlib.contextmanager
@@ -184,7 +184,7 @@ class _Processes:
         if code == 0 or self._result:
             return
         self._result = code if code > 0 else 128 - code
-        how = f"with code {code}" if code > 0 else f"by {signal.Signals(-code).name}"
+        how = f"with code {code}" if code > 0 else f"by {_signal_name(-code)}"
         line = f"launch: process {index} ended {how}{', ending the others' * others}\n"
         self._write(sys.stderr.buffer, line.encode())
         if not self._plan:
@@ -239,6 +239,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("target", metavar="SCRIPT", help="the script, or the module after -m")
     parser.add_argument("arguments", metavar="ARGUMENTS", nargs=argparse.REMAINDER, help="passed on")
     return parser
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal, most of which have no name
+        return f"signal {number}"
 
 
 def _positive(text: str) -> int:
