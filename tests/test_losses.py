@@ -153,6 +153,17 @@ class SmoothLoadTest(TestCase):
         clean[1] = np.nan
         load = smooth_load(clean, noisy, stddev, 1, mask=tf.constant([True, False]))
         self.assertAllClose(load, smooth_load(clean[:1], noisy[:1], stddev[:1], 1))
+        slopes = gradient_of(lambda *x: smooth_load(*x, 1, mask=tf.constant([True, False]))[0], clean, noisy, stddev)
+        for slope in slopes:
+            self.assertAllEqual(slope[1], np.zeros(3))
+
+    def test_shapes_that_do_not_fit(self):
+        for shape in ((3,), (2, 3, 4)):
+            with self.assertRaisesRegex(ValueError, r"clean_logits must be \(T, E\) with a static E"):
+                smooth_load(*[tf.ones(shape)] * 3, 1)
+        open_width = tf.function(lambda x: smooth_load(x, x, x, 1), [tf.TensorSpec([2, None])])
+        with self.assertRaisesRegex(ValueError, r"static E. Received: clean_logits of shape \(2, None\)"):
+            open_width(tf.ones([2, 3]))
 
     def test_wrong_k_raises(self):
         for k in (0, -1, 4):
@@ -229,6 +240,20 @@ class ThresholdLossTest(TestCase):
             chosen = scores > thresholds
             chosen[self.rng.integers(9), self.rng.integers(5)] ^= True
             self.assertGreater(float(self.loss_and_slope(scores, thresholds, chosen)[0]), 0.0)
+
+    def test_masked_tokens_may_be_nan(self):
+        scores, thresholds = self.rng.uniform(0, 1, (9, 5)), self.rng.uniform(0, 1, 5)
+        chosen, mask = self.rng.random((9, 5)) < 0.5, self.rng.random(9) < 0.5
+        expected, slope = self.loss_and_slope(scores[mask], thresholds, chosen[mask])
+        scores[~mask] = np.nan
+        loss, found = self.loss_and_slope(scores, thresholds, chosen, tf.constant(mask))
+        self.assertAllClose(loss, expected)
+        self.assertAllClose(found, slope)
+
+    def test_shapes_that_do_not_fit(self):
+        for shape in ((4,), (2, 1), ()):
+            with self.assertRaisesRegex(ValueError, r"thresholds must be \(E,\) where scores are \(T, E\)"):
+                threshold_loss(tf.zeros([2, 3]), tf.zeros(shape), tf.zeros([2, 3], tf.bool))
 
     def test_zero_where_the_masks_agree(self):
         scores, thresholds = self.rng.uniform(0, 1, (9, 5)), self.rng.uniform(0, 1, 5)

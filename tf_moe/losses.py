@@ -73,13 +73,13 @@ def smooth_load(
         noisy_logits: The same with the noise of this step, `(T, E)`.
         noise_stddev: Standard deviation of that noise, `(T, E)`, positive.
         k: Number of experts chosen for a token, 1 to E. With k = E all are chosen and every probability is 1.
-        mask: Optional bool `(T,)`; tokens where it is False count nothing.
+        mask: Optional bool `(T,)`; tokens where it is False count nothing, and may be NaN.
 
     Returns:
         Float32 `(E,)`.
 
     Raises:
-        ValueError: If k is not an integer in 1..E, or shapes do not fit.
+        ValueError: If k is not an integer in 1..E, or shapes do not fit or leave E open.
 
     Example:
 
@@ -93,15 +93,20 @@ def smooth_load(
         tf.cast(x, tf.float32) for x in (clean_logits, noisy_logits, noise_stddev)
     )
     checks.same_shape(clean_logits=clean_logits, noisy_logits=noisy_logits, noise_stddev=noise_stddev)
-    num_experts = clean_logits.shape[-1]
+    num_experts = _num_experts("clean_logits", clean_logits)
     hint = f" in 1..{num_experts}, the number of experts"
     k = checks.integer("k", k, hint=hint)
     if k > num_experts:
         raise ValueError(f"k must be a positive integer{hint}. Received: k={k!r}.")
+    if mask is not None:
+        mask = checks.mask(mask, clean_logits)
+        # Before they meet: of a NaN the gradient would be one too, whatever the weight.
+        clean_logits, noisy_logits = _clear(clean_logits, mask), _clear(noisy_logits, mask)
+        noise_stddev = _clear(noise_stddev, mask, 1.0)
     highest = tf.math.top_k(noisy_logits, min(k + 1, num_experts)).values
     probability = top_k_probability(clean_logits, noisy_logits, noise_stddev, highest, k)
     if mask is not None:
-        probability = tf.where(tf.expand_dims(checks.mask(mask, clean_logits), -1), probability, 0.0)
+        probability = _clear(probability, mask)
     return tf.reduce_sum(probability, axis=0)
 
 
@@ -121,13 +126,13 @@ def threshold_loss(
         scores: Gate values before any choice, `(T, E)`.
         thresholds: `(E,)`.
         chosen: Bool `(T, E)`, the batchwise choice.
-        mask: Optional bool `(T,)`; tokens where it is False count nothing.
+        mask: Optional bool `(T,)`; tokens where it is False count nothing, and may be NaN.
 
     Returns:
         A float32 scalar, 0 for a batch without tokens.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If shapes do not fit, or leave E open.
 
     Example:
 
@@ -141,9 +146,17 @@ def threshold_loss(
     scores, thresholds = tf.cast(scores, tf.float32), tf.cast(thresholds, tf.float32)
     chosen = tf.cast(chosen, tf.float32)
     checks.same_shape(scores=scores, chosen=chosen)
+    if not thresholds.shape.is_compatible_with([_num_experts("scores", scores)]):
+        raise ValueError(
+            f"thresholds must be (E,) where scores are (T, E). Received: thresholds {thresholds.shape}, "
+            f"scores {scores.shape}."
+        )
+    if mask is not None:
+        mask = checks.mask(mask, scores)
+        scores = _clear(scores, mask)
     above = tf.cast(scores > thresholds, tf.float32)
     loss = tf.reduce_sum((above - chosen) * (scores - thresholds), axis=-1)
-    return _mean(loss, None if mask is None else checks.mask(mask, scores))
+    return _mean(loss, mask)
 
 
 def switch_loss(load: tf.Tensor, probabilities: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
@@ -155,13 +168,14 @@ def switch_loss(load: tf.Tensor, probabilities: tf.Tensor, mask: tf.Tensor | Non
     Args:
         load: Number of tokens assigned to each expert, `(E,)`.
         probabilities: Of every expert, for every token, `(T, E)`.
-        mask: Optional bool `(T,)`; tokens where it is False count nothing. (They should not in `load`.)
+        mask: Optional bool `(T,)`; tokens where it is False count nothing, and may be NaN. (They should not count in
+            `load`.)
 
     Returns:
         A float32 scalar, 0 for a batch without tokens.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If shapes do not fit, or leave E open.
 
     Example:
 
@@ -171,16 +185,17 @@ def switch_loss(load: tf.Tensor, probabilities: tf.Tensor, mask: tf.Tensor | Non
     Reference: section 2.2, equations 4 to 6, of Fedus et al. (2021), Switch Transformers.
     """
     load, probabilities = tf.stop_gradient(tf.cast(load, tf.float32)), tf.cast(probabilities, tf.float32)
-    if not load.shape.is_compatible_with(probabilities.shape[-1:]):
+    num_experts = _num_experts("probabilities", probabilities)
+    if not load.shape.is_compatible_with([num_experts]):
         raise ValueError(
             "load must be (E,) where probabilities are (T, E). "
             f"Received: load {load.shape}, probabilities {probabilities.shape}."
         )
     if mask is not None:
         mask = checks.mask(mask, probabilities)
-        probabilities = tf.where(tf.expand_dims(mask, -1), probabilities, 0.0)
+        probabilities = _clear(probabilities, mask)
     share = tf.math.divide_no_nan(load, tf.reduce_sum(load))
-    return load.shape[-1] * _mean(tf.reduce_sum(probabilities * share, axis=-1), mask)
+    return num_experts * _mean(tf.reduce_sum(probabilities * share, axis=-1), mask)
 
 
 def z_loss(logits: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
@@ -208,8 +223,20 @@ def z_loss(logits: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
     logits = tf.cast(logits, tf.float32)
     if mask is not None:
         mask = checks.mask(mask, logits)
-        logits = tf.where(tf.expand_dims(mask, -1), logits, 0.0)
+        logits = _clear(logits, mask)
     return _mean(tf.square(tf.reduce_logsumexp(logits, axis=-1)), mask)
+
+
+def _num_experts(name: str, values: tf.Tensor) -> int:
+    """E of values `(T, E)`; raises ValueError for another rank, or where E is not known."""
+    if values.shape.rank != 2 or values.shape[1] is None:
+        raise ValueError(f"{name} must be (T, E) with a static E. Received: {name} of shape {values.shape}.")
+    return values.shape[1]
+
+
+def _clear(values: tf.Tensor, mask: tf.Tensor, instead: float = 0.0) -> tf.Tensor:
+    """Values `(..., E)` with others where the mask `(...)` is False: there they may be NaN, and have no gradient."""
+    return tf.where(tf.expand_dims(mask, -1), values, instead)
 
 
 def _mean(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
