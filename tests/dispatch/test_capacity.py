@@ -121,6 +121,11 @@ class CapacityOfTest(TestCase):
                 self.assertIs(type(capacity), int)
                 self.assertEqual(capacity, expected)
 
+    def test_numbers_of_numpy(self):
+        capacity = capacity_of(np.int64(100), np.int32(16), np.int8(4), np.float32(1.5))
+        self.assertIs(type(capacity), int)
+        self.assertEqual(capacity, 38)
+
     def test_a_tensor_for_a_tensor(self):
         for (tokens, *rest), expected in self.CASES:
             capacity = capacity_of(tf.constant(tokens), *rest)

@@ -25,6 +25,15 @@ class MakePlanTest(TestCase):
             self.assertEqual(plan.dropped, 0)
             self.assertAllEqual(plan.slot.numpy() >= 0, weights > 0)
 
+    def test_integers_of_any_kind(self):
+        index, weights = random_routing(self.rng, TOKENS, K, E)
+        for changes in ({}, {"capacity_factor": 1.0}):
+            plan, expected = (
+                self.plan(tf.cast(index, tf.int64), weights, **changes),
+                self.plan(index, weights, **changes),
+            )
+            self.assertAllEqual(plan.slot, expected.slot)
+
     def test_capacity_is_a_share_of_the_tokens(self):
         """It is static where the number of tokens is, whatever that of the gate's choices."""
         index = tf.zeros([TOKENS, K], tf.int32)

@@ -1,5 +1,6 @@
 """The dispatcher with a fixed capacity: static shapes, and drops."""
 
+import numbers
 from fractions import Fraction
 
 import tensorflow as tf
@@ -105,12 +106,12 @@ def capacity_of(tokens: int | tf.Tensor, num_experts: int, k: int, capacity_fact
     32
     """
     num_experts, k = checks.integer("num_experts", num_experts), checks.integer("k", k)
-    checks.number("capacity_factor", capacity_factor, "a positive number", lambda x: x > 0)
+    capacity_factor = checks.number("capacity_factor", capacity_factor, "a positive number", lambda x: x > 0)
     # In whole numbers: a share that is whole should not be rounded up because 0.1 has no exact binary form.
     per_token = min(1, Fraction(capacity_factor).limit_denominator(10_000) * k / num_experts)
     above, below = per_token.numerator, per_token.denominator
-    if isinstance(tokens, int):
-        return max(1, -(-tokens * above // below))
+    if isinstance(tokens, numbers.Integral):
+        return max(1, -(-int(tokens) * above // below))
     # Where 32 bits can hold all that is computed they do: LiteRT has no division of 64.
     wide = tf.cast(tokens, tf.int32 if below * (above + 1) < 2**31 else tf.int64)
     rest = tf.math.floordiv(tf.math.floormod(wide, below) * above + below - 1, below)

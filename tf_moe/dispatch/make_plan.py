@@ -25,7 +25,7 @@ def make_plan(
 
     Args:
         tokens: `(T, D)`, of which only the number matters: it may be static where that of the gate's choices is not.
-        expert_index: Int32 `(T, K)`.
+        expert_index: Integers `(T, K)`.
         combine_weights: `(T, K)`, zero where nothing was chosen.
         num_experts: Number of experts, over both levels.
         k: Experts for each token, over both levels. K may be larger, where a gate leaves the number open.
@@ -38,6 +38,7 @@ def make_plan(
         The plan of `dispatch_sharded` on a mesh, else of `dispatch_capacity` where there is a capacity, else of
         `dispatch_sorted`.
     """
+    expert_index = tf.cast(expert_index, tf.int32)  # a gate of one's own may have tf.argmax's int64
     if capacity_factor is None:
         capacity = None
     else:

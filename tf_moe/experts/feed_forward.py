@@ -35,7 +35,8 @@ class FeedForward(QuantizableBank):
         num_experts: Number of experts E.
         hidden: Width H of the hidden layer. It is also the ratio of arithmetic to input and output, which has to exceed
             the device's ratio of arithmetic to bandwidth (section 3.2).
-        activation: Activation of the hidden layer, elementwise along the last axis. Default "relu".
+        activation: Activation of the hidden layer, elementwise along the last axis. Default "relu". Its derivative at 0
+            must be finite: of rows, which may be empty places, some are zeros.
         use_bias: Whether both layers have biases. Default False.
         recompute: Whether hidden activations are computed again in the backward pass instead of kept. Default False.
         dropout: Share of hidden units dropped in training. Default 0. Each expert draws once a step, for all of its

@@ -15,7 +15,8 @@ class LayerBank(keras.layers.Layer):
     Args:
         layers: The experts, all different objects. Each sees a batch `(n, D)` of the tokens sent to it, n being 0 at
             times, and treats each row by itself: no `BatchNormalization` but a frozen one, whose statistics would be
-            those of a few tokens, or of none.
+            those of a few tokens, or of none. With a capacity n is C, and places that are left empty are rows of zeros:
+            an `activity_regularizer` counts them, and their derivatives must be finite.
         recompute: Whether their activations are computed again in the backward pass instead of kept. Default False. A
             layer that changes a state of its own in training changes it twice.
         **kwargs: Arguments of `keras.layers.Layer`.

@@ -23,6 +23,9 @@ class Gate(keras.layers.Layer):
     its class is registered by `keras.saving.register_keras_serializable`, and `get_config` returns the arguments that
     it has beside those below.
 
+    It is called on tensors, by `SparseMoE` or in a function. In a functional model it cannot stand by itself: what it
+    returns is a `Routing`, part of which may be None.
+
     A gate may be several: with `num_gates`, G of them choose among the same experts, one for each modality, task or
     language, and a token's `gate_id` says which of them chooses for it. Each has kernels of its own, stacked as
     `(G, D, E)`. Everything else is that of one gate over all tokens: in particular what balances the experts balances

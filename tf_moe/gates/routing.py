@@ -18,7 +18,7 @@ class Routing(NamedTuple):
 
     Attributes:
         expert_index: Int32 `(T, K)`. For two levels a flat index, group * experts_per_group + expert.
-        combine_weights: `(T, K)`. What each chosen expert's output is multiplied with.
+        combine_weights: `(T, K)`, 0 or more. What each chosen expert's output is multiplied with.
         gates: `(T, E)`, the same as a matrix, or None. `SparseMoE.route` fills it in up to 4096 experts; nothing in
             a forward pass needs it.
         importance: `(E,)`, sum of the gate values over the tokens.
