@@ -264,9 +264,11 @@ class OutsideTest(TestCase):
             self.assert_refused(model, method, x, x)
         self.assertAllEqual(model.predict(x, verbose=0).shape, x.shape)  # which asks no metric
 
-    def test_layer(self):
+    @parameterized.parameters(contextlib.nullcontext, lambda: strategy_on(4).scope())
+    def test_layer(self, scope):
         x, layer = self.normal(4, 3), keras.layers.Dense(3, name="outside")
-        layer.build((None, 3))
+        with scope():
+            layer.build((None, 3))
         with strategy_on(2).scope():
             model = keras.Sequential([keras.Input((3,)), layer])
             model.compile("sgd", "mse")

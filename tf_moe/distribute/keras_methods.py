@@ -28,6 +28,7 @@ from tf_moe.distribute.batches import place_batch
 from tf_moe.distribute.connection import barrier
 from tf_moe.distribute.extended import MeshExtended
 from tf_moe.distribute.values import OnMesh
+from tf_moe.mesh.shards import shards_of
 
 _wrapped = False
 
@@ -67,8 +68,9 @@ def _place(structure, shards):
 
 
 def _check_on_mesh(model, variables):
-    """Raise ValueError for variables that were not made in the scope of the strategy."""
-    strays = [variable.path for variable in variables if not isinstance(variable.value, dtensor.DVariable)]
+    """Raise ValueError for variables that were not made in the scope of the strategy, but in none or another's."""
+    mesh = shards_of_model(model).mesh
+    strays = [variable.path for variable in variables if (of := shards_of(variable)) is None or of.mesh != mesh]
     if strays:
         raise ValueError(
             "Make and compile the model, its optimizer and its metrics inside `with strategy.scope()`. Received: "
