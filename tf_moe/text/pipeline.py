@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from tf_moe import checks
+from tf_moe.text.iterated import iterated
 from tf_moe.text.text import Text, check_text
 from tf_moe.text.vocabulary import Vocabulary
 
@@ -11,9 +12,9 @@ def encoded_lines(text: Text, vocabulary: Vocabulary) -> tf.data.Dataset:
     """Blocks of encoded lines, RaggedTensor [lines, None] of int32; each line ends in `</s>`."""
     check_text(text)
     checks.instance("vocabulary", vocabulary, Vocabulary, "Pass what build_vocabulary or Vocabulary.load returns.")
-    # One generator reads every kind of file: tf.data itself has no xz. It gives blocks, not lines, so that
+    # One iterator reads every kind of file: tf.data itself has no xz. It gives blocks, not lines, so that
     # Python runs once for tens of thousands of tokens.
-    lines = tf.data.Dataset.from_generator(text.blocks, output_signature=tf.TensorSpec([None], tf.string))
+    lines = iterated(text.blocks, tf.TensorSpec([None], tf.string))
     return lines.map(vocabulary.encode, num_parallel_calls=tf.data.AUTOTUNE)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import tensorflow as tf
 
 from tf_moe import checks
+from tf_moe.text.iterated import iterated
 from tf_moe.text.parallel_text import ParallelText, check_parallel_texts
 from tf_moe.text.pieces import Pieces
 
@@ -120,9 +121,7 @@ def _encoded_blocks(texts, pieces: Pieces) -> tf.data.Dataset:
         return pieces.encode(sources, language if pieces.languages else None), pieces.encode(targets)
 
     lines = tf.TensorSpec([None], tf.string)
-    blocks = tf.data.Dataset.from_generator(
-        lambda: _in_turn(texts), output_signature=(lines, lines, tf.TensorSpec([], tf.string))
-    )
+    blocks = iterated(lambda: _in_turn(texts), lines, lines, tf.TensorSpec([], tf.string))
     return blocks.map(encode, num_parallel_calls=tf.data.AUTOTUNE)
 
 
