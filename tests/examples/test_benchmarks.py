@@ -47,7 +47,7 @@ class BenchmarksTest(TestCase):
         ("batching", ["batching.py"], "| 2 | 8 | 4.00 |"),
         ("gate", ["gate.py"], "| 64 |"),
         ("gates", ["gate.py", "--kinds"], "| (8, 8) | hierarchical |"),
-        ("generator", ["generator.py"], "| after |"),
+        ("generator", ["generator.py", "--read"], "| yes |"),
         ("inference", ["inference.py"], "| 2 |"),
         ("large", ["large.py"], "| 8 |"),
         ("lstm", ["lstm.py", "--jit"], "| 2x3x4 |"),
