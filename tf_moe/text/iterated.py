@@ -16,13 +16,17 @@ _PASSES = 64
 def iterated(begin: Callable[[], Iterator[Any]], *specs: tf.TensorSpec) -> tf.data.Dataset:
     """The elements of `begin()`, from the first in each pass over the dataset.
 
-    Not `from_generator`: where one is read, TensorFlow 2.21 tells the C library to give freed memory back to the system
-    at once (`mallopt(M_TRIM_THRESHOLD)`, it logs a "memory patch"). From then on every operation of the process asks
-    for the memory of its output anew, and training steps take longer.
+    Not `from_generator`: where one is first read, TensorFlow 2.21 sets a threshold of the C library's allocator (it
+    logs a "memory patch"), and from then on every operation of the process asks the system for the memory of its
+    output. `examples/benchmarks/generator.py` says what that costs; `tests/text/test_iterated.py`, when it is mended.
 
     Args:
-        begin: Begins a pass.
-        *specs: Of an element; of several parts, where it is a tuple.
+        begin: Begins a pass: returns an iterator over elements, each an array or a string or a list of these, or a
+            tuple of such parts.
+        *specs: The shape and dtype of each part.
+
+    Returns:
+        A dataset of tensors, or of tuples of them where there are several parts; of unknown length.
 
     Raises:
         RuntimeError: When read, as `tf.errors.OpError`: more than 64 passes are under way at a time.

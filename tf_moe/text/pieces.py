@@ -13,8 +13,8 @@ import tensorflow_text as tf_text
 
 from tf_moe import checks
 from tf_moe.text.parallel_text import ParallelText
-from tf_moe.text.text import Text, as_lines, check_text
-from tf_moe.text.tokenizer import SPACE
+from tf_moe.text.text import Text, check_text
+from tf_moe.text.tokenizer import SPACE, as_lines
 from tf_moe.text.vocabulary import Vocabulary
 
 _LANGUAGE = re.compile(r"[A-Za-z0-9_-]+")

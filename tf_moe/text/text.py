@@ -9,8 +9,6 @@ from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
-import tensorflow as tf
-
 from tf_moe import checks
 from tf_moe.text.split import PARTS, hashed_part
 
@@ -67,14 +65,6 @@ class Text:
                     block = [line for line in sentences if line and hashed_part(line) == self.part]
                 if block:
                     yield block
-
-
-def as_lines(lines: tf.Tensor | list[str]) -> tf.Tensor:
-    """Strings [N] as a tensor, also of no lines; raises ValueError for another rank, such as that of one line alone."""
-    lines = tf.convert_to_tensor(lines, tf.string)
-    if lines.shape.rank not in (1, None):
-        raise ValueError(f"lines must be strings [N]. Received: shape {lines.shape}. Pass one line as [line].")
-    return lines
 
 
 def check_text(text: Text) -> None:

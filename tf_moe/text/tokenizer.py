@@ -44,3 +44,11 @@ class Tokenizer:
         if self.kind == "words":
             return tf_text.regex_split(lines, SPACE)
         return tf_text.regex_split(lines, f"{_MARKS}|{SPACE}", keep_delim_regex_pattern=_MARKS)
+
+
+def as_lines(lines: tf.Tensor | list[str]) -> tf.Tensor:
+    """Strings [N] as a tensor, also of no lines; raises ValueError for another rank, such as that of one line alone."""
+    lines = tf.convert_to_tensor(lines, tf.string)
+    if lines.shape.rank not in (1, None):
+        raise ValueError(f"lines must be strings [N]. Received: shape {lines.shape}. Pass one line as [line].")
+    return lines

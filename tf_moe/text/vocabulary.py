@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.text.text import Text, as_lines, check_text
-from tf_moe.text.tokenizer import Tokenizer
+from tf_moe.text.text import Text, check_text
+from tf_moe.text.tokenizer import Tokenizer, as_lines
 
 # What no token may hold: the end of a line, on which it is saved, and surrogates, which UTF-8 cannot write.
 _NOT_IN_TOKENS = re.compile("[\n\ud800-\udfff]")
