@@ -75,9 +75,13 @@ def plot(rows: list[dict], path: Path, title: str) -> None:
     plt.close(figure)
 
 
-def say_what_moved(rows: list[dict], baseline: Path) -> None:
-    with baseline.open(newline="") as lines:
-        before = {int(row["experts"]): row for row in csv.DictReader(lines)}
+def read_table(file: Path) -> dict[int, dict[str, str]]:
+    """The rows of an earlier run, by their number of experts."""
+    with file.open(newline="") as lines:
+        return {int(row["experts"]): row for row in csv.DictReader(lines)}
+
+
+def say_what_moved(rows: list[dict], before: dict[int, dict[str, str]], baseline: Path) -> None:
     moved = [
         f"{row['experts']} experts, {name}: {float(before[row['experts']][name]):.1f} -> {value:.1f}"
         for row in rows
@@ -97,6 +101,12 @@ def main(arguments=None) -> None:
     options = parse(parser, arguments, experts=[4, 8], tokens=16, width=8, hidden=16, repetitions=1)
     if options.quick and not options.smoke:
         options.experts, options.repetitions = [n for n in options.experts if n <= 256], 3
+    try:
+        before = read_table(options.baseline) if options.baseline else {}  # now: this run may write the same file
+    except (OSError, KeyError, ValueError) as error:
+        parser.error(
+            f"--baseline must be the table.csv of an earlier run. Received: {str(options.baseline)!r} ({error!r})."
+        )
     options.output.mkdir(parents=True, exist_ok=True)
     rows = [measure(experts, options) for experts in options.experts]
     print_table(rows)
@@ -107,7 +117,7 @@ def main(arguments=None) -> None:
     title = f"SparseMoE, {options.tokens} tokens, k = {options.k}, experts {options.width} x {options.hidden}"
     plot(rows, options.output / "latency.png", title)
     if options.baseline:
-        say_what_moved(rows, options.baseline)
+        say_what_moved(rows, before, options.baseline)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from unittest import mock
 from absl.testing import parameterized
 
 from tests.base import TestCase
-from tests.examples.program import EXAMPLES, eagerly, run
+from tests.examples.program import EXAMPLES, run
 from tf_moe.text import Corpus, Text
 
 BENCHMARKS = EXAMPLES / "benchmarks"
@@ -22,16 +22,34 @@ class BenchmarksTest(TestCase):
     def test_all(self):
         """The folder itself: a table, a figure, and what moved against an earlier run."""
         folder = Path(self.get_temp_dir())
-        for more, how in (([], contextlib.nullcontext()), (["--baseline", folder / "table.csv"], eagerly())):
-            with how:
-                outcome = run(BENCHMARKS, "--smoke", "--output", folder, *more)
-            self.assertEqual(outcome.returncode, 0, outcome.stderr)
-            self.assertIn("| 8 |", outcome.stdout)
-        self.assertRegex(outcome.stdout, r"against .*table.csv:\n  (\d experts, .* -> |nothing moved)")
+        baseline = folder / "table.csv"  # which the run itself writes too
+        baseline.write_text("experts,floor (ms),one token (ms)\n8,1e6,2e6\n64,1,1\n")
+        outcome = run(BENCHMARKS, "--smoke", "--output", folder, "--baseline", baseline)
+        self.assertEqual(outcome.returncode, 0, outcome.stderr)
+        self.assertIn("| 8 |", outcome.stdout)
+        moved = (
+            r"table.csv:\n  8 experts, floor \(ms\): 1000000.0 -> .*\n  8 experts, one token \(ms\): 2000000.0 -> .*\n$"
+        )
+        self.assertRegex(outcome.stdout, moved)
         self.assertGreater((folder / "latency.png").stat().st_size, 10_000)
         table = (folder / "table.csv").read_text().splitlines()
         self.assertLen(table, 3)
         self.assertStartsWith(table[0], "experts,floor (ms),training step (ms)")
+
+    def test_wrong_arguments_are_explained(self):
+        """Before anything is timed: none of these is a smoke run."""
+        folder = Path(self.get_temp_dir())
+        (folder / "overhead.csv").write_text("number,floor\n4,1.0\n")
+        for command, message in (
+            (
+                ["__main__.py", "--baseline", folder / "none.csv"],
+                "the table.csv of an earlier run. Received: '/.*none.csv'",
+            ),
+            (["__main__.py", "--baseline", folder / "overhead.csv"], "the table.csv of an earlier run. Received: '/"),
+        ):
+            outcome = run(BENCHMARKS / command[0], *command[1:])
+            self.assertEqual(outcome.returncode, 2)
+            self.assertRegex(outcome.stderr, message)
 
     def test_overhead(self):
         folder = Path(self.get_temp_dir()) / "overhead"
