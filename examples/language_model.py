@@ -11,6 +11,7 @@ It prints a table and writes both models, the history, the table and two plots t
 
 import argparse
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import tf_moe
 from tf_moe.analysis import count, measure_usage
 from tf_moe.layers import SparseMoE
 from tf_moe.models import Perplexity, dense_twin, language_model
-from tf_moe.text import Corpus, Vocabulary, build_vocabulary, contiguous_batches
+from tf_moe.text import Corpus, Text, Vocabulary, build_vocabulary, contiguous_batches
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -50,11 +51,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hidden", default=32, help="of each expert (default: %(default)s)", **number)
     parser.add_argument("--vocabulary", default=4096, help="tokens (default: %(default)s)", **number)
     parser.add_argument(
-        "--epochs", default=0.7, type=float, help="passes over the training text (default: %(default)s)"
+        "--epochs", default=0.7, type=over_zero, help="passes over the training text (default: %(default)s)"
     )
     parser.add_argument("--batch", default=16, help="windows in a batch (default: %(default)s)", **number)
     parser.add_argument("--steps", default=64, help="time steps of a window (default: %(default)s)", **number)
-    parser.add_argument("--learning-rate", default=3e-3, type=float, help="highest, of Adam (default: %(default)s)")
+    parser.add_argument("--learning-rate", default=3e-3, type=over_zero, help="highest, of Adam (default: %(default)s)")
     parser.add_argument("--dropout", default=0.1, type=share, help="default: %(default)s")
     parser.add_argument("--seed", default=0, type=int, help="of weights, noise and order (default: %(default)s)")
     parser.add_argument("--smoke", action="store_true", help="a tiny run, to see that all works")
@@ -73,6 +74,13 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def over_zero(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number over 0, not {value}")
     return value
 
 
@@ -102,9 +110,20 @@ class Data:
     total_steps: int
 
 
+def make_vocabulary(text: Text, size: int, tokenizer: str = "words") -> Vocabulary:
+    """The most frequent words; raises ValueError, in terms of `--vocabulary`, where there are not as many."""
+    every = build_vocabulary(text, None, tokenizer)
+    if not 4 <= size <= len(every):
+        raise ValueError(
+            f"--vocabulary must be from 4 to {len(every)}: three specials, and some of the {len(every) - 3} words that "
+            f"the text has. Received: --vocabulary {size}."
+        )
+    return Vocabulary(every.tokens[:size], tokenizer, every.num_tokens)
+
+
 def load_data(options) -> Data:
     corpus = Corpus.from_directory(options.data) if options.data else Corpus.standard_library()
-    vocabulary = build_vocabulary(corpus.train, options.vocabulary, tokenizer="words" if options.data else "code")
+    vocabulary = make_vocabulary(corpus.train, options.vocabulary, "words" if options.data else "code")
 
     def held_out(text):
         """In larger batches, which evaluate faster; every token counts once whatever their size."""
@@ -121,11 +140,13 @@ def load_data(options) -> Data:
         seed=options.seed,
         drop_remainder=True,
     )
-    steps = int(options.epochs * vocabulary.num_tokens / (options.batch * options.steps))
-    if steps < 1:
+    a_pass = vocabulary.num_tokens / (options.batch * options.steps)  # in batches
+    steps = int(options.epochs * a_pass)
+    if a_pass < 1 or steps < 1:  # no pass has a whole batch, however many there are; or the training has none
         raise ValueError(
-            f"{options.epochs} epochs of {vocabulary.num_tokens} tokens are not one batch of {options.batch} windows "
-            f"of {options.steps} steps. Pass a smaller --batch or --steps, or more --epochs."
+            f"{min(1.0, options.epochs)} epochs of {vocabulary.num_tokens} tokens are not one batch of {options.batch} "
+            f"windows of {options.steps} steps. Pass a smaller --batch or --steps"
+            + (", or more --epochs." if a_pass >= 1 else ", or a longer text.")
         )
     steps = min(steps, 20) if options.smoke else steps
     return Data(vocabulary, train.repeat(), held_out(corpus.validation), held_out(corpus.test), steps)
@@ -199,11 +220,18 @@ def train(middle, name: str, data: Data, options) -> dict:
             "max/mean load": usage.max_over_mean_load,
         }
         title = f"{name}, test text: CV(load) {usage.load_cv:.2f}, max/mean {usage.max_over_mean_load:.2f}"
-        from tf_moe.analysis import plots  # here: other examples import this file, and need no matplotlib
-
-        plots.plot_load(usage.load, options.output / "load.png", title)
+        import_plots().plot_load(usage.load, options.output / "load.png", title)
     steps = [(i + 1) * (total_steps // points) for i in range(points)]
     return {"row": row, "history": history, "curve": (steps, history["val_perplexity"])}
+
+
+def import_plots():
+    """The module; raises ImportError, which says what to install."""
+    try:
+        import tf_moe.analysis.plots as plots  # here: other examples import this file, and need no matplotlib
+    except ImportError as error:
+        raise ImportError("Plots take the package matplotlib: pip install 'tf_moe[plots]'.") from error
+    return plots
 
 
 def format_table(rows: list[dict]) -> str:
@@ -222,6 +250,7 @@ def main(arguments=None) -> None:
     options = parse_arguments(arguments)
     started = time.perf_counter()
     try:
+        import_plots()  # before the training, not after
         # From random weights, which tell tokens apart from the first step: the layer's default is the paper's zeros.
         gate = tf_moe.gates.get(
             options.gate, options.experts, options.k, options.seed, kernel_initializer="glorot_uniform"
@@ -230,9 +259,10 @@ def main(arguments=None) -> None:
             options.experts, options.hidden, k=options.k, gate=gate, output_activation="sigmoid", name="moe"
         )
         data = load_data(options)
-    except (ValueError, OSError) as error:  # a wrong argument or an unusable text: the message says what to do
+        options.output.mkdir(parents=True, exist_ok=True)
+        data.vocabulary.save(options.output / "vocabulary.txt")  # a model is of use with it, as soon as it is saved
+    except (ValueError, OSError, ImportError) as error:  # the message says what to do
         sys.exit(f"language_model.py: {error}")
-    options.output.mkdir(parents=True, exist_ok=True)
     print(f"{data.vocabulary.num_tokens:,} training tokens, {data.total_steps:,} steps for each model")
 
     experts = "x".join(str(n) for n in options.experts) if isinstance(options.experts, tuple) else options.experts
@@ -240,13 +270,10 @@ def main(arguments=None) -> None:
         name: train(middle, name, data, options)
         for name, middle in ((f"moe-{experts}", moe), ("dense", dense_twin(moe, options.width)))
     }
-    data.vocabulary.save(options.output / "vocabulary.txt")
     (options.output / "history.json").write_text(json.dumps({n: run["history"] for n, run in runs.items()}, indent=1))
     table = format_table([run["row"] for run in runs.values()])
     (options.output / "table.md").write_text(table + "\n")
-    from tf_moe.analysis import plots
-
-    plots.plot_perplexity(
+    import_plots().plot_perplexity(
         {n: run["curve"] for n, run in runs.items()}, options.output / "perplexity.png", "Equal compute"
     )
     print(f"\n{table}\n\n{time.perf_counter() - started:.0f} s; models, history and plots are in {options.output}")

@@ -4,12 +4,15 @@ import contextlib
 import importlib.util
 import io
 import json
+import sys
 from pathlib import Path
+from unittest import mock
 
 from absl.testing import parameterized
 
 from tests.base import TestCase
 from tests.examples.program import run
+from tf_moe.text import Vocabulary
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "language_model.py"
 
@@ -58,6 +61,8 @@ class LanguageModelExampleTest(TestCase):
         ("not_a_number", ["--experts", "many"], "many"),
         ("zero", ["--width", "0"], "at least 1"),
         ("dropout", ["--dropout", "1.5"], "1.5"),
+        ("endless", ["--epochs", "inf"], "--epochs: must be a number over 0, not inf"),
+        ("no_rate", ["--learning-rate", "0"], "--learning-rate: must be a number over 0, not 0.0"),
         ("gate", ["--gate", "top_k"], "top_k"),
         ("gate_not_causal", ["--gate", "expert_choice"], "invalid choice: 'expert_choice'"),
         ("gate_of_ids", ["--gate", "hash"], "invalid choice: 'hash'"),
@@ -69,10 +74,38 @@ class LanguageModelExampleTest(TestCase):
     @parameterized.named_parameters(
         ("empty", {}, "No files"),
         ("not_text", {"train.txt": b"a\n\xff\xfe\x00", "valid.txt": b"a\n", "test.txt": b"a\n"}, "line 2"),
-        ("small", {"train.txt": b"a b\n", "valid.txt": b"a\n", "test.txt": b"a\n"}, "only 2 distinct tokens"),
+        ("small", {"train.txt": b"a b\n", "valid.txt": b"a\n", "test.txt": b"a\n"}, "--vocabulary must be from 4 to 5"),
     )
     def test_unusable_data_gets_a_message_and_no_traceback(self, files, received):
         data = self.folder()
         for name, content in files.items():
             (data / name).write_bytes(content)
         self.assertIn(received, self.complaint("--data", data))
+
+    def small_text(self):
+        data = self.folder()
+        for part in ("train", "valid", "test"):
+            (data / f"{part}.txt").write_text("a b c\n" * 25)
+        return data
+
+    def test_a_text_of_less_than_a_batch(self):
+        """Many passes over it are as many times nothing."""
+        complaint = self.complaint("--data", self.small_text(), "--vocabulary", 6, "--batch", 8, "--epochs", 9)
+        self.assertIn("1.0 epochs of 100 tokens are not one batch of 8 windows of 64 steps", complaint)
+
+    def test_an_output_that_is_a_file(self):
+        data = self.small_text()
+        outcome = run(EXAMPLE, "--data", data, "--vocabulary", 6, "--batch", 1, "--output", data / "test.txt")
+        self.assertEqual(outcome.returncode, 1)
+        self.assertIn("File exists: '", outcome.stderr)
+
+    def test_what_a_training_needs_is_there_before_it(self):
+        """The vocabulary, without which no saved model is of use; the package that draws the plots."""
+        data, output = self.small_text(), self.folder("interrupted")
+        arguments = ["--data", str(data), "--vocabulary", "6", "--batch", "1", "--steps", "8", "--output", str(output)]
+        example = load_example()
+        with mock.patch.object(example, "train", side_effect=KeyboardInterrupt), self.assertRaises(KeyboardInterrupt):
+            example.main(arguments)
+        self.assertLen(Vocabulary.load(output / "vocabulary.txt"), 6)
+        with mock.patch.dict(sys.modules, {"tf_moe.analysis.plots": None}):
+            self.assertIn("pip install 'tf_moe[plots]'", self.complaint(*arguments))
