@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 import table
-from corpora import load
+from corpora import Data, load
 from figures import PLOTS
 from runs import STUDIES, Run, choose
 from train import train
@@ -53,10 +53,10 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--time", default=32, type=positive, help="words of a sequence (default: %(default)s)")
     add("--rate", default=8e-3, type=float, help="highest learning rate (default: %(default)s)")
     add("--factored", action="store_true", help="FactoredAdam for the experts, as in appendix D")
-    add("--dropout", type=float, help="default: 0 for the generated language, each network's own for text")
+    add("--dropout", type=share, help="default: 0 for the generated language, each network's own for text")
     add("--seeds", default=1, type=positive, help="runs of each (default: %(default)s)")
     add("--grid", action="store_true", help="balance: all 25 pairs of weights instead of the paper's six")
-    add("--fractions", nargs="+", type=float, default=(1 / 16, 1 / 4, 1.0), help="low_resource: shares of the text")
+    add("--fractions", nargs="+", type=fraction, default=(1 / 16, 1 / 4, 1.0), help="low_resource: shares of the text")
     add("--points", type=positive, help="looks at the validation text during a run (default: 5, low_resource 12)")
     add("--patience", default=3, type=positive, help="looks without progress that end a run (default: %(default)s)")
     add("--output", default="runs/paper", type=Path, metavar="DIR", help="default: %(default)s")
@@ -81,14 +81,29 @@ def positive(text: str) -> int:
     return value
 
 
-def key_of(run: Run, corpus: str, options: argparse.Namespace) -> dict:
+def fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be over 0 and at most 1, not {value}")
+    return value
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to under 1, not {value}")
+    return value
+
+
+def key_of(run: Run, data: Data, options: argparse.Namespace) -> dict:
     """The columns that say what was run."""
     return {
         "study": options.study,
         "network": run.network,
         "variant": run.variant,
         "seed": run.seed,
-        "corpus": corpus,
+        "corpus": data.name,
+        table.TEXT: data.digest,
         "fraction": run.fraction,
         "width": run.width,
         "optimizer": "factored" if options.factored else "adam",
@@ -118,7 +133,7 @@ def main(arguments=None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     keys = []
     for number, run in enumerate(runs, 1):
-        keys.append(key_of(run, data.name, options))
+        keys.append(key_of(run, data, options))
         name = describe(run)
         if table.is_done(keys[-1], table.read(file)):
             print(f"[{number}/{len(runs)}] {name}: done before", flush=True)

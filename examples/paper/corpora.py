@@ -1,6 +1,7 @@
 """What the studies train and test on: the generated language, or real text."""
 
 import argparse
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ class Data(NamedTuple):
 
     Attributes:
         name: For the table.
+        digest: Of the text, which tells it from others of that name; None where the name says all.
         vocabulary_size: Number of ids, padding included.
         train: From a seed and a share of the text, batches without end.
         validation: Batches.
@@ -24,6 +26,7 @@ class Data(NamedTuple):
     """
 
     name: str
+    digest: str | None
     vocabulary_size: int
     train: Callable[[int, float], tf.data.Dataset]
     validation: tf.data.Dataset
@@ -50,6 +53,7 @@ def generated(options) -> Data:
     whole = np.concatenate([np.concatenate([x, y[:, -1:]], axis=1) for x, y, _ in test.as_numpy_iterator()])
     return Data(
         f"generated, {options.words} words, {options.facts:g} facts, exponent {options.exponent:g}",
+        None,
         language.vocabulary_size,
         lambda seed, _: language.batches(options.batch, options.time, seed + 2),
         held_out(0),
@@ -78,4 +82,16 @@ def text(options) -> Data:
         return windows.shuffle(100_000, seed).repeat().batch(options.batch, drop_remainder=True)
 
     name = f"{Path(options.corpus).resolve().name}, {options.words} words"
-    return Data(name, len(vocabulary), train, held_out(corpus.validation), held_out(corpus.test), None)
+    return Data(
+        name, digest_of(corpus), len(vocabulary), train, held_out(corpus.validation), held_out(corpus.test), None
+    )
+
+
+def digest_of(corpus: Corpus) -> str:
+    """The first digits of a hash of all lines and of what part each is in."""
+    digest = hashlib.sha256()
+    for part in (corpus.train, corpus.validation, corpus.test):
+        for line in part.lines():
+            digest.update(line.encode() + b"\n")
+        digest.update(b"\n\n")
+    return digest.hexdigest()[:12]

@@ -15,7 +15,9 @@ OUTCOMES = (
     "importance_cv", "load_cv", "max_over_mean_load", "dropped_at_1.25", "gradient_norm_mean", "gradient_norm_max",
     "validation_perplexity",
 )  # fmt: skip
-COLUMNS = (*KEYS, *OUTCOMES)
+# A digest of the text, which tells corpora of one name apart; older rows have none, and hold for every text.
+TEXT = "text"
+COLUMNS = (*KEYS, TEXT, *OUTCOMES)
 SHOWN = (
     "network", "variant", "width", "fraction", "seed", "parameters", "ops_per_timestep", "tokens_per_second",
     "test_perplexity", "importance_cv", "load_cv", "max_over_mean_load", "dropped_at_1.25", "gradient_norm_max",
@@ -39,7 +41,10 @@ def read(file: Path) -> list[dict[str, str]]:
 
 def is_done(key: dict[str, Any], rows: Iterable[dict[str, str]]) -> bool:
     """Whether the outcome of a run is among the rows."""
-    return any(all(row[name] == _as_text(key[name]) for name in KEYS) for row in rows)
+    return any(
+        all(row[name] == _as_text(key[name]) for name in KEYS) and row[TEXT] in ("", _as_text(key[TEXT]))
+        for row in rows
+    )
 
 
 def append(file: Path, row: dict[str, Any]) -> None:

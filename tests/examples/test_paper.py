@@ -5,7 +5,7 @@ import csv
 from pathlib import Path
 
 from tests.base import TestCase
-from tests.examples.program import EXAMPLES, eagerly, run
+from tests.examples.program import EXAMPLES, eagerly, load, run
 
 PAPER = EXAMPLES / "paper"
 
@@ -111,7 +111,28 @@ class PaperTest(TestCase):
                 "to the plain networks. Received: --variants ['both dropouts']. Add ''",
             ),
             (["ablations", "--variants", "none"], "--variants must be some of ['as in the paper'"),
+            (["low_resource", "--fractions", "0.5", "2"], "--fractions: must be over 0 and at most 1, not 2.0"),
+            (["family", "--dropout", "2"], "--dropout: must be from 0 to under 1, not 2.0"),
         ):
             outcome = run(PAPER, *arguments, "--output", self.get_temp_dir())
-            self.assertEqual(outcome.returncode, 1)
+            self.assertNotEqual(outcome.returncode, 0)
             self.assertIn(message, outcome.stderr)
+
+    def test_another_text_of_the_same_name_is_another_corpus(self):
+        main, table = load(PAPER / "__main__.py"), load(PAPER / "table.py")
+        data = self.write_text()
+        options = main.parse_arguments(["low_resource", "--corpus", str(data), "--words", "11", "--smoke"])
+        run_, before = main.choose(options)[0], main.load(options)
+        with (data / "valid.txt").open("a") as file:
+            file.write("the mat sat on the cat\n")
+        after = main.load(options)
+        self.assertEqual(before.name, after.name)
+        file = Path(self.get_temp_dir()) / "another.csv"
+        table.append(file, main.key_of(run_, before, options))
+        for text, is_done in ((before, True), (after, False)):
+            self.assertEqual(table.is_done(main.key_of(run_, text, options), table.read(file)), is_done)
+
+    def test_rows_without_a_digest_hold_for_every_text(self):
+        table = load(PAPER / "table.py")
+        rows = [row for row in table.read(PAPER / "reference" / "table.csv") if row["corpus"].startswith("wikitext2")]
+        self.assertTrue(table.is_done({**rows[0], table.TEXT: "0123456789ab"}, rows))
