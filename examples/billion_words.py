@@ -20,13 +20,13 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 from distributed import make_strategy
-from language_model import positive
+from language_model import make_vocabulary, positive
 
 from tf_moe.distribute import Resume, barrier, find_cluster
 from tf_moe.layers import SampledSoftmax, SampledSoftmaxLoss
 from tf_moe.models import PAPER, Perplexity
 from tf_moe.optimizers import FactoredAdam, WarmupInverseSqrt, optimizer_for
-from tf_moe.text import Corpus, TokenCache, Vocabulary, build_vocabulary, cache_tokens, packed_batches
+from tf_moe.text import Corpus, TokenCache, Vocabulary, cache_tokens, packed_batches
 
 WORDS_PER_DEVICE = 300_000 // 16  # of a step: the paper's batch, on its 16 GPUs
 # What a training that goes on must have in common with the one before.
@@ -52,11 +52,14 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--held-out", default=10_000, help="validation sentences after a pass (default: %(default)s)", **number)
     add("--save-every", default=1000, help="steps between checkpoints (default: %(default)s)", **number)
     add("--seed", default=0, type=int, help="of weights, noise and order (default: %(default)s)")
-    add("--cache", default="runs/billion_words/cache", type=Path, metavar="DIR", help="default: %(default)s")
-    add("--output", default="runs/billion_words", type=Path, metavar="DIR", help="default: %(default)s")
+    add("--cache", type=Path, metavar="DIR", help="default: runs/billion_words/cache, with --smoke another")
+    add("--output", type=Path, metavar="DIR", help="default: runs/billion_words, with --smoke runs/billion_words_smoke")
     add("--smoke", action="store_true", help="a tiny run, to see that all works")
     options = parser.parse_args(arguments)
     options.devices = options.devices or len(tf.config.list_physical_devices("GPU")) or 1
+    # Where a tiny run has been, a real one could not go on.
+    folder = Path("runs/billion_words_smoke" if options.smoke else "runs/billion_words")
+    options.output, options.cache = options.output or folder, options.cache or folder / "cache"
     if options.smoke:
         options.width, options.batch, options.time, options.held_out, options.save_every = 16, 64, 8, 20, 2
         options.sampled, options.warmup, options.rate, options.epochs = 32, 5, 0.02, min(options.epochs, 2)
@@ -69,7 +72,7 @@ def load_cache(options, is_chief: bool) -> tuple[Vocabulary, dict[str, TokenCach
     if is_chief and not file.exists():
         options.cache.mkdir(parents=True, exist_ok=True)
         print("counting words", flush=True)
-        build_vocabulary(corpus.train, options.vocabulary).save(file)
+        make_vocabulary(corpus.train, options.vocabulary).save(file)
     barrier(timeout=A_DAY)
     vocabulary = Vocabulary.load(file)
     if len(vocabulary) != options.vocabulary:

@@ -28,15 +28,17 @@ from tf_moe.text import Corpus, Text, Vocabulary, build_vocabulary, contiguous_b
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--output", metavar="DIR", default="runs/language_model", type=Path, help="default: %(default)s"
-    )
+    default = "runs/language_model, with --smoke runs/language_model_smoke"
+    parser.add_argument("--output", metavar="DIR", type=Path, help=f"default: {default}")
     # With expert choice a word's experts depend on the words that come after it: its perplexity would be none. Hash
     # routing needs ids, which this model does not pass down.
     possible = sorted(set(tf_moe.gates.GATES) - {"expert_choice", "hash"})
     parser.add_argument("--gate", default="noisy_top_k", choices=possible, help="default: %(default)s")
     add_model_arguments(parser)
-    return complete(parser.parse_args(arguments))
+    options = complete(parser.parse_args(arguments))
+    # A tiny run does not write over a real one.
+    options.output = options.output or Path("runs/language_model_smoke" if options.smoke else "runs/language_model")
+    return options
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

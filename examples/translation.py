@@ -64,7 +64,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     add("--save-every", default=200, help="steps, to go on from (default: %(default)s)", **number)
     add("--coverage", default=1.0, type=float, help="share of characters that get pieces (default: %(default)s)")
     add("--seed", default=0, type=int, help="of weights, noise and order (default: %(default)s)")
-    add("--output", default="runs/translation", type=Path, metavar="DIR", help="default: %(default)s")
+    add("--output", type=Path, metavar="DIR", help="default: runs/translation, with --smoke runs/translation_smoke")
     add("--smoke", action="store_true", help="a tiny run, to see that all works")
     options = parser.parse_args(arguments)
     one_direction = bool(options.source and options.target)
@@ -78,6 +78,8 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         parser.error("numbers come in the paper's twelve directions: other ones need --data")
     if one_direction and set(pairs).intersection(options.models or ()):
         parser.error(f"{' and '.join(pairs)} are many models: of one direction they are moe and dense")
+    # Where a tiny run has been, a real one could not go on.
+    options.output = options.output or Path("runs/translation_smoke" if options.smoke else "runs/translation")
     options.models = options.models or (both if options.data else ("moe",))
     for name, (for_numbers, for_files, _, _) in SETTINGS.items():
         if getattr(options, name) is None:

@@ -69,6 +69,19 @@ class BillionWordsTest(TestCase):
         self.assertEqual(third.returncode, 1)
         self.assertIn("vocabulary.txt' has 11 words. Received: --vocabulary 10.", third.stderr)
 
+    def test_more_words_than_the_text_has(self):
+        folder = pathlib.Path(self.get_temp_dir(), self._testMethodName)
+        outcome = run(EXAMPLE, "--smoke", "--data", self.text(folder / "data"), "--cache", folder / "cache")
+        self.assertEqual(outcome.returncode, 1)
+        message = "billion_words.py: --vocabulary must be from 4 to 11: three specials, and some of the 8 words"
+        self.assertIn(message, outcome.stderr)
+
+    def test_a_tiny_run_has_an_output_of_its_own(self):
+        parse = load(EXAMPLE).parse_arguments
+        tiny, real = parse(["--data", "x", "--smoke"]), parse(["--data", "x"])
+        self.assertNotEqual(tiny.output, real.output)
+        self.assertNotEqual(tiny.cache, real.cache)
+
     def test_a_row_is_written_once(self):
         table = pathlib.Path(self.get_temp_dir(), "table.csv")
         add_row = load(EXAMPLE).add_row

@@ -54,6 +54,11 @@ class LanguageModelExampleTest(TestCase):
         for name in ("moe-4x2", "dense"):
             self.assertLess(history[name]["val_perplexity"][-1], history[name]["val_perplexity"][0])
 
+    def test_a_tiny_run_has_an_output_of_its_own(self):
+        parse = load_example().parse_arguments
+        self.assertNotEqual(parse(["--smoke"]).output, parse([]).output)
+        self.assertEqual(parse(["--smoke", "--output", "here"]).output, Path("here"))
+
     @parameterized.named_parameters(
         ("missing_directory", ["--data", "no/such/place"], "no/such/place"),
         ("k_above_experts", ["--experts", "4", "--k", "5"], "k=5"),

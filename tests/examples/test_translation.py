@@ -161,6 +161,11 @@ class TranslationExampleTest(TestCase):
             means.append(f"{model}-pairs {np.sqrt(np.prod(perplexities)):.3f}")
         self.assertIn(f"validation perplexity: {', '.join(means)}\n", out)
 
+    def test_a_tiny_run_has_an_output_of_its_own(self):
+        parse = load(EXAMPLE).parse_arguments
+        self.assertNotEqual(parse(["--smoke"]).output, parse([]).output)
+        self.assertEqual(parse(["--smoke", "--output", "here"]).output, Path("here"))
+
     def test_wrong_arguments_and_files_are_explained(self):
         data, blank, short = self.aligned(), self.aligned("blank"), self.aligned("short")
         write(blank / "val.fr.gz", [""] * 20)
