@@ -216,16 +216,19 @@ def main(arguments=None) -> None:
         options.output / f"checkpoints-{options.network}",
         options.save_every,
         delete_checkpoint=False,
-        settings={name: getattr(options, name) for name in SETTINGS},
+        settings={**{name: getattr(options, name) for name in SETTINGS}, "steps of an epoch": total // epochs},
         save_before_exit=find_cluster() is None,
     )
-    model.fit(
-        train.take(total // epochs),
-        epochs=epochs,
-        callbacks=[progress, resume],
-        shuffle=False,  # the data come shuffled
-        verbose=0,
-    )
+    try:
+        model.fit(
+            train.take(total // epochs),
+            epochs=epochs,
+            callbacks=[progress, resume],
+            shuffle=False,  # the data come shuffled
+            verbose=0,
+        )
+    except (ValueError, OSError) as error:  # what was begun before does not go on like this
+        sys.exit(f"billion_words.py: {error}")
     row = {
         "network": options.network,
         "width": options.width or PAPER[options.network].width,

@@ -65,6 +65,11 @@ class BillionWordsTest(TestCase):
         self.assertBetween(perplexities[1], 5, perplexities[0])
         self.assertLess(perplexities[0], 10.5)
 
+        other_steps = run(EXAMPLE, *always, "--smoke", "--steps", 14)
+        self.assertEqual(other_steps.returncode, 1)
+        self.assertStartsWith(other_steps.stderr.splitlines()[-1], "billion_words.py: The checkpoint in")
+        self.assertIn("other settings: steps of an epoch", other_steps.stderr)
+
         third = run(EXAMPLE, *always[:-1], 10)
         self.assertEqual(third.returncode, 1)
         self.assertIn("vocabulary.txt' has 11 words. Received: --vocabulary 10.", third.stderr)
