@@ -38,7 +38,10 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     )
     add_model_arguments(parser)
     parser.set_defaults(experts=16, hidden=256, epochs=0.2, batch=32, steps=32)
-    return complete(parser.parse_args(arguments))
+    options = complete(parser.parse_args(arguments))
+    if options.devices == 1 and find_cluster() is None:
+        parser.error("--devices must be at least 2: on one nothing moves. See language_model.py")
+    return options
 
 
 def make_strategy(options) -> ExpertParallelStrategy:

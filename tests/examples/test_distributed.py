@@ -39,6 +39,11 @@ class MeshExampleTest(TestCase):
         # Eight words, all as likely, and an end of line after twelve.
         self.assertBetween(float(lines[-1].split()[-1]), 5, 12)
 
+    def test_one_device(self):
+        outcome = run(EXAMPLE, "--devices", 1)
+        self.assertEqual(outcome.returncode, 2)
+        self.assertIn("--devices must be at least 2", outcome.stderr)
+
     def test_a_batch_that_does_not_divide(self):
         # The devices that this process has.
         outcome = run(EXAMPLE, "--smoke", "--devices", 8, "--batch", 3, "--data", self.text())
