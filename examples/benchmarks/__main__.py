@@ -1,10 +1,10 @@
 """Latency and memory of the layer by the number of experts: forward pass, training step, and one token at a time.
 
-    python examples/benchmarks --output benchmark
-    python examples/benchmarks --quick --baseline benchmark/table.csv
+    python examples/benchmarks
+    python examples/benchmarks --quick --baseline runs/benchmark/table.csv
 
-Writes `table.csv` and `latency.png` to the output directory; with a baseline, says what moved against it by more than a
-tenth. Times are medians by the clock. The other files of this folder measure one thing each; see their first lines.
+Writes `table.csv` and `latency.png` to `--output`; with a baseline, says what moved against it by more than a tenth.
+Times are medians by the clock. The other files of this folder measure one thing each; see their first lines.
 """
 
 import csv
@@ -95,18 +95,24 @@ def say_what_moved(rows: list[dict], before: dict[int, dict[str, str]], baseline
 def main(arguments=None) -> None:
     sizes = {"tokens": 4096, "k": 4, "width": 512, "hidden": 1024}
     parser = make_parser(__doc__, experts=[4, 16, 64, 256, 1024], **sizes, repetitions=10)
-    parser.add_argument("--output", type=Path, default=Path("benchmark"), help="directory, default: %(default)s")
+    parser.add_argument(
+        "--output", type=Path, help="directory, default: runs/benchmark, with --smoke runs/benchmark_smoke"
+    )
     parser.add_argument("--baseline", type=Path, help="the table.csv of an earlier run")
-    parser.add_argument("--quick", action="store_true", help="under two minutes: up to 256 experts, three repetitions")
+    parser.add_argument(
+        "--quick", action="store_true", help="under two minutes: by default up to 256 experts, three times"
+    )
     options = parse(parser, arguments, experts=[4, 8], tokens=16, width=8, hidden=16, repetitions=1)
     if options.quick and not options.smoke:
-        options.experts, options.repetitions = [n for n in options.experts if n <= 256], 3
+        parser.set_defaults(experts=[4, 16, 64, 256], repetitions=3)
+        options = parser.parse_args(arguments)
     try:
         before = read_table(options.baseline) if options.baseline else {}  # now: this run may write the same file
     except (OSError, KeyError, ValueError) as error:
         parser.error(
             f"--baseline must be the table.csv of an earlier run. Received: {str(options.baseline)!r} ({error!r})."
         )
+    options.output = options.output or Path("runs/benchmark_smoke" if options.smoke else "runs/benchmark")
     options.output.mkdir(parents=True, exist_ok=True)
     rows = [measure(experts, options) for experts in options.experts]
     print_table(rows)

@@ -4,12 +4,19 @@ import argparse
 
 
 def make_parser(doc: str, **numbers: int | list[int]) -> argparse.ArgumentParser:
-    """A parser that shows `doc`, with an option for each integer, or for one or more where the default is a list."""
+    """A parser that shows `doc`, with an option for each positive integer, or for some where the default is a list."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in numbers.items():
         nargs = "+" if isinstance(default, list) else None
-        parser.add_argument(f"--{name}", nargs=nargs, type=int, default=default, help="default: %(default)s")
+        parser.add_argument(f"--{name}", nargs=nargs, type=positive, default=default, help="default: %(default)s")
     return parser
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str] | None, **smoke: object) -> argparse.Namespace:

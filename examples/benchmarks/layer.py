@@ -85,15 +85,17 @@ def make_steps(layer, tokens, names):
 def make_fresh(rng, layer, tokens, skew):
     """Makes inputs whose loads follow Zipf's law, and gradients of outputs."""
     width, experts = layer.experts.hidden_kernel.shape[1], layer.num_experts
-    if skew:  # the gate reads its logits from the input: Gumbel noise over log-probabilities draws from them
+    if skew:  # an input is the sum of its experts' codes, in which the gate finds them: a feature each, if there are
         logits = -skew * np.log(1 + rng.permutation(experts))
-        layer.gate.kernel.assign(10 * np.eye(width, experts))
+        codes = np.eye(experts, width) if experts <= width else rng.standard_normal((experts, width)) / width**0.5
+        layer.gate.kernel.assign(10 * codes.T)
 
     def fresh():
-        x = rng.standard_normal((tokens, width)).astype("float32")
-        if skew:
-            x[:, :experts] = logits + rng.gumbel(size=(tokens, experts))
-        return tf.constant(x), tf.random.normal([tokens, width])
+        x = rng.standard_normal((tokens, width))
+        if skew:  # Gumbel noise over log-probabilities draws from them
+            drawn = np.argpartition(logits + rng.gumbel(size=(tokens, experts)), -layer.k)[:, -layer.k :]
+            x = codes[drawn].sum(axis=1)
+        return tf.constant(x, tf.float32), tf.random.normal([tokens, width])
 
     return fresh
 

@@ -1,6 +1,6 @@
 """What more experts cost, part by part, and what a cost model says of yet more: the overhead of capacity.
 
-    python examples/benchmarks/overhead.py --output overhead
+    python examples/benchmarks/overhead.py
 
 A training step of each part by the clock: the gate with its losses, moving rows to experts and back, the experts'
 products, the optimizer's update (`FactoredAdam`), and the layer with all of them but the optimizer. The arithmetic of
@@ -146,8 +146,14 @@ def plot(rows: list[dict[str, float]], file: Path, title: str) -> None:
 def main(arguments=None) -> None:
     sizes = {"tokens": 4096, "k": 4, "width": 512, "hidden": 1024}
     parser = make_parser(__doc__, experts=[4, 16, 64, 256, 1024], **sizes, repetitions=7)
-    parser.add_argument("--output", type=Path, default=Path("overhead"), help="directory, default: %(default)s")
+    parser.add_argument(
+        "--output", type=Path, help="directory, default: runs/overhead, with --smoke runs/overhead_smoke"
+    )
     options = parse(parser, arguments, experts=[4, 8, 16], tokens=16, width=8, hidden=16, repetitions=1)
+    options.experts = sorted(set(options.experts))  # the model predicts the largest
+    if len(options.experts) < 3:
+        parser.error(f"--experts must be three numbers or more: a line through all but one. Not {options.experts}")
+    options.output = options.output or Path("runs/overhead_smoke" if options.smoke else "runs/overhead")
     options.output.mkdir(parents=True, exist_ok=True)
     rows = [measure(experts, options) for experts in options.experts]
     print_table(rows)

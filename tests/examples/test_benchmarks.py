@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 from absl.testing import parameterized
 
 from tests.base import TestCase
-from tests.examples.program import EXAMPLES, run
+from tests.examples.program import EXAMPLES, load, run
+from tf_moe.layers import SparseMoE
 from tf_moe.text import Corpus, Text
 
 BENCHMARKS = EXAMPLES / "benchmarks"
@@ -36,6 +38,18 @@ class BenchmarksTest(TestCase):
         self.assertLen(table, 3)
         self.assertStartsWith(table[0], "experts,floor (ms),training step (ms)")
 
+    def test_quick_changes_defaults_and_nothing_that_was_asked_for(self):
+        main, measured = load(BENCHMARKS / "__main__.py").main, []
+
+        def measure(experts, options):
+            measured.append((experts, options.repetitions))
+            raise KeyboardInterrupt
+
+        for arguments in ([], ["--experts", "1024"], ["--repetitions", "10"]):
+            with mock.patch.dict(main.__globals__, measure=measure), self.assertRaises(KeyboardInterrupt):
+                main(["--quick", "--output", self.get_temp_dir(), *arguments])
+        self.assertEqual(measured, [(4, 3), (1024, 3), (4, 10)])
+
     def test_wrong_arguments_are_explained(self):
         """Before anything is timed: none of these is a smoke run."""
         folder = Path(self.get_temp_dir())
@@ -46,6 +60,8 @@ class BenchmarksTest(TestCase):
                 "the table.csv of an earlier run. Received: '/.*none.csv'",
             ),
             (["__main__.py", "--baseline", folder / "overhead.csv"], "the table.csv of an earlier run. Received: '/"),
+            (["lstm.py", "--repetitions", 0], "--repetitions: must be at least 1, not 0"),
+            (["overhead.py", "--experts", 4, 8, 4], r"--experts must be three numbers or more.* Not \[4, 8\]"),
         ):
             outcome = run(BENCHMARKS / command[0], *command[1:])
             self.assertEqual(outcome.returncode, 2)
@@ -58,6 +74,14 @@ class BenchmarksTest(TestCase):
         self.assertIn("| whole layer |", outcome.stdout)  # of the cost model
         self.assertLen((folder / "overhead.csv").read_text().splitlines(), 4)
         self.assertGreater((folder / "overhead.png").stat().st_size, 10_000)
+
+    def test_skewed_loads_of_more_experts_than_features(self):
+        layer = SparseMoE(96, 8, k=4)
+        layer.build((None, 64))
+        x, _ = load(BENCHMARKS / "layer.py").make_fresh(self.rng, layer, tokens=2000, skew=0.7)()
+        load_ = np.sort(np.bincount(np.ravel(layer.route(x, training=True).expert_index), minlength=96))
+        self.assertBetween(load_[-1] / load_.mean(), 6, 12)  # 1 / n ** 0.7 of 96 makes it 8.8 for a draw of one
+        self.assertBetween(np.median(load_) / load_.mean(), 0.4, 0.8)
 
     @parameterized.named_parameters(
         ("layer", ["layer.py"], "| 64x8 | 0.00 |"),
