@@ -137,10 +137,18 @@ def positive(text: str) -> int:
     return value
 
 
+def seed(text: str) -> int:
+    value = int(text)
+    if not -(2**31) <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"must be an integer of 32 bits, not {value}")
+    return value
+
+
+# Command: what shows it, the function that a model must have for it, help.
 USES = {
-    "score": (show_scores, "how likely lines are"),
-    "continue": (show_continuations, "lines and what may follow"),
-    "translate": (show_translations, "lines in another language"),
+    "score": (show_scores, "score", "how likely lines are"),
+    "continue": (show_continuations, "generate", "lines and what may follow"),
+    "translate": (show_translations, "translate", "lines in another language"),
 }
 
 
@@ -152,7 +160,7 @@ def main(arguments=None) -> None:
     command.add_argument("directory", type=Path)
     command.add_argument("--vocabulary", type=Path, help="default: vocabulary.txt beside the model")
     readers = {}
-    for name, (_, help_) in USES.items():
+    for name, (_, _, help_) in USES.items():
         command = commands.add_parser(name, help=help_)
         command.add_argument("directory", type=Path)
         command.add_argument("--text", nargs="+", required=True, metavar="LINE")
@@ -160,17 +168,23 @@ def main(arguments=None) -> None:
         readers[name] = command
     readers["translate"].add_argument("--to", default="", metavar="LANGUAGE", help="where the model has several")
     command = readers["continue"]
-    command.add_argument("--tokens", type=int, default=20, help="default: %(default)s")
+    command.add_argument("--tokens", type=positive, default=20, help="default: %(default)s")
     command.add_argument(
         "--temperature", type=float, default=0.0, help="0 takes the most likely (default: %(default)s)"
     )
-    command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    command.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
     options = parser.parse_args(arguments)
-    if options.command == "export":
-        export(options.model, options.vocabulary or options.model.parent / "vocabulary.txt", options.directory)
-        return
-    served = tf.saved_model.load(str(options.directory))
-    show, _ = USES[options.command]
+    try:
+        if options.command == "export":
+            export(options.model, options.vocabulary or options.model.parent / "vocabulary.txt", options.directory)
+            return
+        served = tf.saved_model.load(str(options.directory))
+    except (ValueError, OSError) as error:  # no such model or vocabulary, or none of language
+        sys.exit(f"serve.py: {error}")
+    show, function, _ = USES[options.command]
+    if not hasattr(served, function):
+        able = [command for command, (_, needed, _) in USES.items() if hasattr(served, needed)]
+        sys.exit(f"serve.py: the model in {options.directory} cannot {options.command}. It can: {', '.join(able) or 'nothing'}")
     show(served, options)
 
 

@@ -9,11 +9,13 @@ each expert is used is measured on the validation text. Nothing is trained: a sm
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
+from language_model import positive
 
 from tf_moe.analysis import measure_usage
 from tf_moe.conversion import merge_experts, prune_experts, quantize_experts, shrink_experts
@@ -51,18 +53,23 @@ def show(values) -> None:
     print("|", " | ".join(values), "|", flush=True)
 
 
-def main(arguments=None) -> None:
+def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a .keras file of examples/language_model.py, of one level of experts")
     parser.add_argument("--vocabulary", type=Path, help="default: vocabulary.txt beside the model")
     parser.add_argument("--data", metavar="DIR", help="directory of text files (default: the standard library)")
     parser.add_argument(
-        "--keep", default=[2, 4], nargs="+", type=int, metavar="N", help="an N-th of the experts (default: 2 4)"
+        "--keep", default=[2, 4], nargs="+", type=positive, metavar="N", help="an N-th of the experts (default: 2 4)"
     )
-    parser.add_argument("--batch", default=64, type=int, help="windows in a batch (default: %(default)s)")
-    parser.add_argument("--steps", default=64, type=int, help="time steps of a window (default: %(default)s)")
+    parser.add_argument("--batch", default=64, type=positive, help="windows in a batch (default: %(default)s)")
+    parser.add_argument("--steps", default=64, type=positive, help="time steps of a window (default: %(default)s)")
     parser.add_argument("--smoke", action="store_true", help="two batches of text, to see that all works")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Print a row for each of the smaller models."""
+    model = keras.models.load_model(options.model)
     vocabulary = Vocabulary.load(options.vocabulary or options.model.parent / "vocabulary.txt")
     corpus = Corpus.from_directory(options.data) if options.data else Corpus.standard_library()
 
@@ -71,7 +78,7 @@ def main(arguments=None) -> None:
         found = contiguous_batches(text, vocabulary, options.batch, options.steps, num_tokens=length)
         return (found.take(2) if options.smoke else found).cache()
 
-    model, test = keras.models.load_model(options.model), batches(corpus.test)
+    test = batches(corpus.test)
     inputs = next(iter(test))[0]
     logits = model(inputs)
     show(["experts", "bank, bytes", "test perplexity", "largest difference of logits"])
@@ -79,6 +86,14 @@ def main(arguments=None) -> None:
     for name, smaller, metrics in smaller_models(model, options.keep, batches(corpus.validation), test):
         difference = np.abs(smaller(inputs) - logits).max()
         show([name, f"{bank_bytes(smaller):,}", f"{metrics['perplexity']:.3f}", f"{difference:.4f}"])
+
+
+def main(arguments=None) -> None:
+    options = parse_arguments(arguments)
+    try:
+        compare(options)
+    except (ValueError, OSError) as error:  # no such file, or a model or a text that this does not fit: it says which
+        sys.exit(f"shrink.py: {error}")
 
 
 if __name__ == "__main__":

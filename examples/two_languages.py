@@ -12,6 +12,7 @@ of the languages themselves, and how far a word's experts tell its language: 0 i
 """
 
 import argparse
+import sys
 
 import keras
 import numpy as np
@@ -112,10 +113,14 @@ def perplexity(model: keras.Model, batches: tf.data.Dataset) -> float:
 
 def main(arguments=None) -> None:
     options = parse_arguments(arguments)
-    languages = [FactLanguage(options.words, exponent=0.7, seed=seed) for seed in range(NUM_LANGUAGES)]
+    try:
+        languages = [FactLanguage(options.words, exponent=0.7, seed=seed) for seed in range(NUM_LANGUAGES)]
+        layers = make_layers(options)
+    except ValueError as error:  # a wrong argument: the message says what to do
+        sys.exit(f"two_languages.py: {error}")
     test = make_batches(languages, options, 0, HELD_OUT).cache()
     rows = []
-    for name, layer in make_layers(options).items():
+    for name, layer in layers.items():
         keras.utils.set_random_seed(options.seed)
         model = build(name, layer, options)
         train(model, languages, options)

@@ -63,6 +63,8 @@ class ServeTest(TestCase):
             self.check_answers()
         with self.subTest("from the command line"):
             self.check_command_line()
+        with self.subTest("mistakes"):
+            self.check_mistakes()
 
     def check_answers(self):
         served = tf.saved_model.load(str(self.folder / "served"))
@@ -95,3 +97,20 @@ class ServeTest(TestCase):
         self.assertStartsWith(text, "the cat")
         for time in (score_time, text_time):
             self.assertRegex(time, r"[\d,]+ tokens/s; a call takes [\d.]+ ms")
+
+    def check_mistakes(self):
+        served, nowhere = self.folder / "served", self.folder / "nowhere"
+        for arguments, message in (
+            (
+                ["translate", served, "--text", "the cat"],
+                "serve.py: .*served cannot translate. It can: score, continue",
+            ),
+            (["continue", nowhere, "--text", "the"], "serve.py: SavedModel file does not exist at: .*nowhere"),
+            (["export", nowhere / "model.keras", served], "serve.py: File not found: filepath=.*nowhere"),
+            (["export", self.folder / "model.keras", served, "--vocabulary", nowhere], "serve.py: .*nowhere"),
+            (["continue", served, "--text", "the", "--seed", 3_000_000_000], "--seed: must be an integer of 32 bits"),
+            (["continue", served, "--text", "the", "--tokens", -1], "--tokens: must be at least 1, not -1"),
+        ):
+            outcome = run(EXAMPLE, *arguments)
+            self.assertNotEqual(outcome.returncode, 0)
+            self.assertRegex(outcome.stderr, message)

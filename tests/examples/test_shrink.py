@@ -15,6 +15,16 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "shrink.py"
 
 
 class ShrinkTest(TestCase):
+    def test_mistakes_get_a_message_and_no_traceback(self):
+        for arguments, message in (
+            (["nowhere.keras"], "shrink.py: File not found: filepath=nowhere.keras"),
+            (["nowhere.keras", "--keep", 2, 0], "--keep: must be at least 1, not 0"),
+            (["nowhere.keras", "--batch", 0], "--batch: must be at least 1, not 0"),
+        ):
+            outcome = run(EXAMPLE, *arguments)
+            self.assertNotEqual(outcome.returncode, 0)
+            self.assertIn(message, outcome.stderr)
+
     def test_smoke(self):
         folder = Path(self.get_temp_dir())
         data = folder / "data"

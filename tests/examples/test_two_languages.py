@@ -24,6 +24,11 @@ class TwoLanguagesTest(TestCase):
                 self.assertBetween(float(row[column]), float(floor[column]), 35)  # after four steps, of 30 words
         self.assertIn("perplexity, language 1", head)
 
+    def test_more_experts_for_a_word_than_there_are(self):
+        outcome = run(PROGRAM, "--smoke", "--k", 65)
+        self.assertEqual(outcome.returncode, 1)
+        self.assertRegex(outcome.stderr, "two_languages.py: k cannot exceed the number of experts.*k=65")
+
     def test_batches_say_which_language_is_spoken(self):
         program = load(PROGRAM)
         options = program.parse_arguments(["--smoke", "--time", "9"])
