@@ -183,8 +183,8 @@ def main(arguments=None) -> None:
         sys.exit(f"serve.py: {error}")
     show, function, _ = USES[options.command]
     if not hasattr(served, function):
-        able = [command for command, (_, needed, _) in USES.items() if hasattr(served, needed)]
-        sys.exit(f"serve.py: the model in {options.directory} cannot {options.command}. It can: {', '.join(able) or 'nothing'}")
+        able = ", ".join(command for command, (_, needed, _) in USES.items() if hasattr(served, needed))
+        sys.exit(f"serve.py: the model in {options.directory} cannot {options.command}. It can: {able or 'nothing'}")
     show(served, options)
 
 
