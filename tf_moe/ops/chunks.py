@@ -3,7 +3,6 @@
 import tensorflow as tf
 
 from tf_moe.ops.gradients import gradients_of
-from tf_moe.ops.rows import gather_or_zero
 from tf_moe.ops.sum_dtype import sum_dtype
 
 
@@ -32,6 +31,7 @@ class Chunks:
 
     def add_outputs(self, function, rows: tf.Tensor, weights, output: tf.Tensor) -> tf.Tensor:
         """`output` `(S, O)` of the block's rows, completed by that of the others."""
+        rows = _with_one_more(rows)
 
         def body(n, output):
             group, place = self._chunk(n)
@@ -43,6 +43,7 @@ class Chunks:
 
     def add_gradients(self, function, rows, weights, d_output, d_rows, d_weights):
         """Gradients of the block's rows and the weights, completed by those of the others."""
+        rows, d_output = _with_one_more(rows), _with_one_more(d_output)
 
         def body(n, d_rows, *d_weights):
             group, place = self._chunk(n)
@@ -58,8 +59,8 @@ class Chunks:
         return d_rows[:-1], [tf.cast(d, w.dtype) for d, w in zip(sums, weights, strict=True)]
 
     def _loop(self, body, rows, *others):
-        """Run body for every chunk; the rows get one more at their end, written where a chunk has no row."""
-        start = (0, tf.pad(rows, [[0, 1], [0, 0]]), *others)
+        """Run body for every chunk; the rows get one more at their end."""
+        start = (0, _with_one_more(rows), *others)
         return tf.while_loop(lambda n, *_: n < self._up_to[-1], body, start)
 
     def _chunk(self, n):
@@ -71,8 +72,13 @@ class Chunks:
         return group, tf.where(position < tf.gather(self._counts, group), place, -1)
 
 
+def _with_one_more(rows):
+    """`(S + 1, D)`: the last is read, and written, where a chunk has no row."""
+    return tf.pad(rows, [[0, 1], [0, 0]])
+
+
 def _take(rows, place):
-    return tf.expand_dims(gather_or_zero(rows, place), 0)
+    return tf.expand_dims(tf.gather(rows, _or_last(rows, place)), 0)
 
 
 def _slice(weight, group):
@@ -81,5 +87,9 @@ def _slice(weight, group):
 
 
 def _put(buffer, place, values):
-    index = tf.where(place < 0, tf.shape(buffer)[0] - 1, place)
-    return tf.tensor_scatter_nd_update(buffer, tf.expand_dims(index, -1), tf.squeeze(values, 0))
+    index = tf.expand_dims(_or_last(buffer, place), -1)
+    return tf.tensor_scatter_nd_update(buffer, index, tf.squeeze(values, 0))
+
+
+def _or_last(rows, place):
+    return tf.where(place < 0, tf.shape(rows)[0] - 1, place)

@@ -29,7 +29,8 @@ class HotGroups:
         """`output` `(G * C, O)` of the block's rows, and after it that of the others."""
 
         def body(n, pieces):
-            values = function(self._rows(rows, n), *(self._slice(w, n) for w in weights))
+            group, own = self._turn(n)
+            values = function(_stack(rows[own]), *(_stack(w[group]) for w in weights))
             return n + 1, pieces.write(n, tf.squeeze(values, 0))
 
         def complete():
@@ -43,11 +44,12 @@ class HotGroups:
         in_place = [owns_its_memory(d) for d in d_weights]
 
         def body(n, pieces, *totals):
-            inputs = [self._rows(rows, n), *(self._slice(w, n) for w in weights)]
-            gradients = gradients_of(function, inputs, self._rows(d_output, n))
+            group, own = self._turn(n)
+            inputs = [_stack(x) for x in (rows[own], *(w[group] for w in weights))]
+            gradients = gradients_of(function, inputs, _stack(d_output[own]))
             d_chunk, *d_slices = (tf.squeeze(d, 0) for d in gradients)
-            at = self._group[n]
-            totals = [add_to_slice(*each) for each in zip(totals, [at] * len(totals), d_slices, in_place, strict=True)]
+            groups = [group] * len(totals)
+            totals = [add_to_slice(*each) for each in zip(totals, groups, d_slices, in_place, strict=True)]
             return n + 1, pieces.write(n, d_chunk), *totals
 
         def complete():
@@ -60,13 +62,9 @@ class HotGroups:
     def _loop(self, body, *variables):
         return tf.while_loop(lambda n, *_: n < self._turns, body, (0, *variables), parallel_iterations=1)
 
-    def _rows(self, rows, n):
-        """(1, rows of the n-th hot group, D)."""
-        return tf.expand_dims(rows[self._start[n] : self._stop[n]], 0)
-
-    def _slice(self, weight, n):
-        """(1, ...). A slice of the leading axis is a view: nothing is copied."""
-        return tf.expand_dims(weight[self._group[n]], 0)
+    def _turn(self, n):
+        """The n-th hot group, and where its rows are. A slice of the leading axis is a view: nothing is copied."""
+        return self._group[n], slice(self._start[n], self._stop[n])
 
     def _pieces(self, like):
         """An empty list with a place for the rows of each hot group."""
@@ -76,6 +74,11 @@ class HotGroups:
     @staticmethod
     def _join(block, pieces):
         return tf.concat([block, pieces.concat()], 0)
+
+
+def _stack(of_one):
+    """(1, ...), as a function of groups takes it."""
+    return tf.expand_dims(of_one, 0)
 
 
 def cheapest_places(counts: tf.Tensor) -> tf.Tensor:

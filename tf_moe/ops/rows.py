@@ -24,9 +24,9 @@ def take_rows(x: tf.Tensor, source: tf.Tensor, slot: tf.Tensor) -> tf.Tensor:
     @tf.custom_gradient
     def take(x):
         def gradient(d_buffer):
-            return tf.reduce_sum(gather_or_zero(d_buffer, slot), axis=1)
+            return tf.reduce_sum(_gather_most(d_buffer, slot), axis=1)
 
-        return _gather_padded(x, source), gradient
+        return gather_or_zero(x, source), gradient
 
     return take(x)
 
@@ -47,12 +47,12 @@ def sum_rows(buffer: tf.Tensor, weights: tf.Tensor, source: tf.Tensor, slot: tf.
 
     @tf.custom_gradient
     def combine(buffer, weights):
-        rows = tf.cast(gather_or_zero(buffer, slot), tf.float32)  # (T, K, D)
+        rows = tf.cast(_gather_most(buffer, slot), tf.float32)  # (T, K, D)
 
         def gradient(dy):
             choices = tf.shape(slot)[1]
             row_weight = tf.expand_dims(gather_or_zero(tf.reshape(weights, [-1]), source), -1)  # (S, 1)
-            d_buffer = row_weight * _gather_padded(dy, tf.math.floordiv(source, choices))
+            d_buffer = row_weight * gather_or_zero(dy, tf.math.floordiv(source, choices))
             return tf.cast(d_buffer, buffer.dtype), tf.einsum("td,tkd->tk", dy, rows)
 
         return tf.einsum("tk,tkd->td", weights, rows), gradient
@@ -62,26 +62,17 @@ def sum_rows(buffer: tf.Tensor, weights: tf.Tensor, source: tf.Tensor, slot: tf.
 
 def gather_or_zero(x: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     """Rows `x[index]`, zeros where an index is outside x. It has no gradient of its own: see the functions above."""
-    size = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
-    inside = tf.logical_and(index >= 0, index < size)
-
-    def gather():
-        # Devices differ on what an index outside gives, so none is passed on.
-        rows = tf.gather(x, tf.clip_by_value(index, 0, size - 1))
-        where = tf.reshape(inside, tf.concat([tf.shape(index), [1] * (x.shape.rank - 1)], 0))
-        # Often there is none outside, and the rows need not be gone through again.
-        return tf.cond(tf.reduce_all(inside), lambda: rows, lambda: tf.where(where, rows, tf.zeros([], x.dtype)))
-
-    def nothing():
-        return tf.zeros(tf.concat([tf.shape(index), tf.shape(x)[1:]], 0), x.dtype)
-
-    if isinstance(size, int):
-        return gather() if size else nothing()
-    return tf.cond(size > 0, gather, nothing)
-
-
-def _gather_padded(x: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """The same, faster where many indices are outside a small x: there they read a row of zeros."""
+    # They read a row of zeros at the end of a copy: devices differ on what an index outside gives.
     size = tf.shape(x)[0]
     padded = tf.pad(x, [[0, 1], *[[0, 0]] * (x.shape.rank - 1)])
-    return tf.gather(padded, tf.where(tf.logical_and(index >= 0, index < size), index, size))
+    return tf.gather(padded, tf.where(_inside(x, index), index, size))
+
+
+def _gather_most(x: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """The same, faster for a large x and indices that are often all inside it."""
+    inside = tf.reduce_all(_inside(x, index))
+    return tf.cond(inside, lambda: tf.gather(x, index), lambda: gather_or_zero(x, index))
+
+
+def _inside(x, index):
+    return tf.logical_and(index >= 0, index < tf.shape(x)[0])
