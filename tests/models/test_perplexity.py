@@ -9,6 +9,7 @@ from absl.testing import parameterized
 
 from tests.base import TestCase
 from tests.mesh.helpers import strategy_on
+from tf_moe.gates.ids import attach_mask
 from tf_moe.models import Perplexity, SmoothedCrossentropy
 
 
@@ -79,6 +80,20 @@ class PerplexityTest(TestCase):
         for metric, dtype in zip(metrics, (tf.bfloat16, tf.float32), strict=True):
             metric.update_state(targets, tf.cast(logits, dtype))
         self.assertAllClose(metrics[0].result(), metrics[1].result(), rtol=1e-5)
+
+    @parameterized.parameters("float16", "bfloat16", "float32", "float64")
+    def test_a_mask_of_the_predictions_counts(self, dtype):
+        """As it comes to a metric in a model whose embedding masks padding."""
+        targets, mask = self.rng.integers(0, 6, (3, 4)), self.rng.random((3, 4)) < 0.5
+        mask[0, 0] = True
+        logits = tf.cast(20 * self.normal(3, 4, 6), dtype)
+        expected = Perplexity()
+        expected.update_state(targets[mask], tf.cast(logits, "float64")[mask])
+        for weights in (None, np.ones((3, 4))):
+            metric, masked = Perplexity(), tf.identity(logits)
+            attach_mask(masked, tf.constant(mask))
+            metric.update_state(targets, masked, weights)
+            self.assertAllClose(metric.result(), expected.result(), rtol=1e-4)
 
     def test_config(self):
         metric = Perplexity("of_words", from_logits=False)

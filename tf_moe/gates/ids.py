@@ -43,3 +43,9 @@ def attached_mask(inputs: Any) -> tf.Tensor | None:
     Keras passes it on to layers by itself, but not where they are called with a second tensor.
     """
     return getattr(inputs, "_keras_mask", None)
+
+
+def attach_mask(outputs: Any, mask: tf.Tensor | None) -> None:
+    """Attach a mask, if there is one, where `attached_mask` and Keras's losses and metrics find it."""
+    if mask is not None:
+        outputs._keras_mask = mask

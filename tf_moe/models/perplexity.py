@@ -5,6 +5,8 @@ import math
 import keras
 import tensorflow as tf
 
+from tf_moe.gates.ids import attach_mask, attached_mask
+
 
 @keras.saving.register_keras_serializable(package="tf_moe")
 class Perplexity(keras.metrics.SparseCategoricalCrossentropy):
@@ -38,9 +40,10 @@ class Perplexity(keras.metrics.SparseCategoricalCrossentropy):
         # Keras takes the mean over a row's positions first: tokens of a batch of short rows would count for more.
         rows = y_true.shape[1:]
         positions = math.prod(rows) if rows.is_fully_defined() else tf.reduce_prod(tf.shape(y_true)[1:])
-        y_pred = tf.convert_to_tensor(y_pred)
+        y_pred, mask = tf.convert_to_tensor(y_pred), attached_mask(y_pred)
         if y_pred.dtype != tf.float64:  # as the loss has it, which Keras computes in float32
             y_pred = tf.cast(y_pred, tf.float32)
+        attach_mask(y_pred, mask)  # or Keras would count padding too
         super().update_state(y_true, y_pred, weights * tf.cast(positions, tf.float32))
 
     def result(self):
