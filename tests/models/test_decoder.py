@@ -45,6 +45,21 @@ class DecoderTest(TestCase):
             logits, state = decoder.step(tf.constant(ids[:, t]), state)
             self.assertAllClose(logits, expected[:, t], rtol=1e-4, atol=1e-5)
 
+    @parameterized.named_parameters(
+        ("mixture_in_float32", "mixed_bfloat16", lambda: [SparseMoE(4, 16, k=2, dtype="float32")]),
+        ("mixture_in_bfloat16", "float32", lambda: [SparseMoE(4, 16, k=2, dtype="mixed_bfloat16")]),
+    )
+    def test_layers_of_different_dtypes(self, policy, middle):
+        keras.config.set_dtype_policy(policy)
+        self.addCleanup(keras.config.set_dtype_policy, "float32")
+        model = language_model(20, middle(), width=8)
+        ids = self.rng.integers(1, 20, (3, 4)).astype("int32")
+        decoder = Decoder(model)
+        state = decoder.initial_state(3)
+        for t in range(4):
+            logits, state = decoder.step(tf.constant(ids[:, t]), state)
+            self.assertAllClose(logits, model(ids)[:, t], rtol=0.02, atol=0.02)
+
     def test_in_a_graph_with_any_batch(self):
         model = self.model([SparseMoE(4, 16, k=2)])
         decoder = Decoder(model)

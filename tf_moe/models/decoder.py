@@ -42,8 +42,8 @@ class Decoder:
     """
 
     def __init__(self, model: keras.Model):
-        self._embedding, *self._layers, self._softmax = _chain(model)
-        for layer in self._layers:
+        self._embedding, self._layers, self._softmax = _chain(model)
+        for layer, _ in self._layers:
             if isinstance(layer, keras.layers.LSTM):
                 fault = layer.go_backwards or layer.stateful
             else:
@@ -56,7 +56,7 @@ class Decoder:
 
     def initial_state(self, batch_size: int | tf.Tensor) -> State:
         """The state before the first step: for each LSTM its h `(B, P)` and its cell state `(B, units)`, zeros."""
-        recurrent = [layer.cell for layer in self._layers if isinstance(layer, keras.layers.LSTM)]
+        recurrent = [layer.cell for layer, _ in self._layers if isinstance(layer, keras.layers.LSTM)]
         return tuple(
             tuple(tf.zeros([batch_size, size], cell.compute_dtype) for size in cell.state_size) for cell in recurrent
         )
@@ -73,7 +73,7 @@ class Decoder:
         """
         counts = tf.expand_dims(tf.not_equal(ids, 0), -1)
         x, states, following = tf.identity(self._embedding(ids)), iter(state), []  # the identity has no Keras mask
-        for layer in self._layers:
+        for layer, add in self._layers:
             if isinstance(layer, keras.layers.LSTM):
                 old = next(states)
                 y, new = layer.cell(x, list(old))
@@ -82,12 +82,12 @@ class Decoder:
                 # Padding would take room in experts that have a capacity. With time: a model knows sequences only.
                 options = {"mask": counts} if isinstance(layer, SparseMoE) else {}
                 y = tf.squeeze(layer(tf.expand_dims(x, 1), **options), 1)
-            x += y
+            x = add([x, y])  # the model's own, which casts where layers compute in different dtypes
         return self._softmax(x), tuple(following)
 
 
-def _chain(model: keras.Model) -> list[keras.layers.Layer]:
-    """The embedding, each layer that is added to its own input, and the softmax, in their order.
+def _chain(model: keras.Model) -> tuple[keras.layers.Layer, list[tuple[keras.layers.Layer, ...]], keras.layers.Layer]:
+    """The embedding, each layer that is added to its own input, with what adds it, and the softmax.
 
     Raises:
         ValueError: If the model is not made of these and their dropout alone, each once.
@@ -102,7 +102,7 @@ def _chain(model: keras.Model) -> list[keras.layers.Layer]:
             "with dropout, and added to their input, and a softmax. Received: a model of "
             f"{[layer.name for layer in layers]}."
         )
-    return [layers[1], *layers[3:-1:3], layers[-1]]
+    return layers[1], list(zip(layers[3:-1:3], layers[5:-1:3], strict=True)), layers[-1]
 
 
 def _sees_other_steps(layer: keras.layers.Layer) -> bool:
