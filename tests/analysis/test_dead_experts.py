@@ -1,3 +1,5 @@
+import contextlib
+
 import keras
 import numpy as np
 
@@ -46,6 +48,14 @@ class DeadExpertsTest(TestCase):
         self.assertGreaterEqual(len(callback.history["moe"][0]), 4)
         with self.assertRaisesRegex(ValueError, "share=1.5"):
             DeadExperts([], share=1.5)
+
+    def test_another_model_begins_anew(self):
+        callback = DeadExperts([self.x])
+        for bias in (20.0, 0.0):
+            callback.set_model(self.model(bias, weight=0.0))
+            with self.assertWarns(UserWarning) if bias else contextlib.nullcontext():
+                callback.on_epoch_end(0)
+        self.assertEqual(callback.history, {"moe": [[]]})
 
     def test_batches_that_cannot_be_looked_at_again(self):
         with self.assertRaisesRegex(ValueError, "gone through at every look"):

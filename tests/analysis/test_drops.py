@@ -51,6 +51,14 @@ class DropsTest(TestCase):
         ):
             measure_drops(self.model(), [np.ones((2, 3), int)], (1.0, 0))
 
+    def test_factors_that_can_be_had_once(self):
+        model = self.model()
+        batches = [np.ones((2, 3), int)]
+        found = measure_drops(model, batches, (factor for factor in (1.0, 8.0)))["first"]
+        self.assertEqual(list(found), [1.0, 8.0])
+        with self.assertRaisesRegex(ValueError, "capacity_factors=1.5. Pass a list"):
+            measure_drops(model, batches, 1.5)
+
     def test_nothing_chosen(self):
         drops = measure_drops(self.model(), [np.zeros((2, 3), int)])
         self.assertEqual(drops["first"], {1.0: 0.0, 1.25: 0.0, 1.5: 0.0, 2.0: 0.0})

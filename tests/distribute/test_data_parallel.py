@@ -119,7 +119,9 @@ class MirroredTest(TestCase):
         with self.strategy.scope():
             model = build()
         x = self.normal(10, 6)
-        history = model.fit(x, x, batch_size=4, epochs=2, verbose=0).history
+        monitor = tf_moe.analysis.ExpertMonitor([x])
+        history = model.fit(x, x, batch_size=4, epochs=2, verbose=0, callbacks=[monitor]).history
+        self.assertEqual(monitor.steps, [3, 6])
         self.assertLess(history["loss"][1], history["loss"][0] * 1.5)
         self.assertEqual(history["moe/dropped_fraction"], [0.0, 0.0])
         plain = build()

@@ -22,7 +22,8 @@ class DeadExperts(keras.callbacks.Callback):
         share: An expert counts as dead with no more than this share of its even load. Default 0: with none at all.
 
     Attributes:
-        history: For each layer's name, the indices of dead experts after each epoch, a list of lists.
+        history: For each layer's name, the indices of dead experts after each epoch, a list of lists. With another
+            model it begins anew.
 
     Raises:
         ValueError: If share is not from 0 to under 1, or `batches` is one batch or can be gone through only once; after
@@ -45,6 +46,8 @@ class DeadExperts(keras.callbacks.Callback):
         self.history: dict[str, list[list[int]]] = {}
 
     def set_model(self, model):
+        if model is not self.model:
+            self.history = {}
         super().set_model(model)
         self._observer = None
 

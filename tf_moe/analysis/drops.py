@@ -42,6 +42,11 @@ def measure_drops(
 
     Reference: section 2.2 of Lepikhin et al. (2021), GShard, for the capacity of an expert.
     """
+    if not isinstance(capacity_factors, Iterable):
+        raise ValueError(
+            f"capacity_factors must be numbers above 0. Received: capacity_factors={capacity_factors!r}. Pass a list."
+        )
+    capacity_factors = tuple(capacity_factors)
     for factor in capacity_factors:
         checks.number("capacity_factors", factor, "numbers above 0", lambda x: x > 0)
     tallies = tally(Observer(model), batches, lambda layer: DropTally(layer, capacity_factors))

@@ -132,7 +132,9 @@ class ExpertMonitor(keras.callbacks.Callback):
         self._observer = self._observer or Observer(self.model)
         found = tally(self._observer, self.batches, lambda layer: _Look(layer, self.labels), self.layers)
         optimizer = getattr(self.model, "optimizer", None)
-        self.steps.append(self._before_epoch + self._seen if optimizer is None else int(optimizer.iterations))
+        # A tensor: of a MirroredStrategy's variable int() makes none.
+        trained = self._before_epoch + self._seen if optimizer is None else tf.convert_to_tensor(optimizer.iterations)
+        self.steps.append(int(trained))
         for name, look in found.items():
             shares = self.specialisation.setdefault(name, {label: [] for label in self.labels})
             specialisation = look.labels.result(0, None)

@@ -85,8 +85,11 @@ class Observer:
             variable.assign(value)
         calls: dict[str, list] = {}
         for layer, routing in routings:
-            if self._layers.setdefault(layer.name, layer) is not layer:
-                raise ValueError(f"Layers must have names of their own. Received: two of the name {layer.name!r}.")
+            if (other := self._layers.setdefault(layer.name, layer)) is not layer:
+                raise ValueError(
+                    f"Layers must have names of their own. Received: two of the name {layer.name!r}, {other.path!r} "
+                    f"and {layer.path!r}."
+                )
             parts = routing.expert_index, routing.combine_weights, _dropped(layer, routing)
             calls.setdefault(layer.name, []).append(parts)
         joined = [
