@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tests.base import TestCase
 from tests.experts.test_quantized import size_of
+from tests.mesh.helpers import strategy_on
 from tf_moe.conversion import quantize_experts
 from tf_moe.layers import SparseMoE
 
@@ -102,6 +103,11 @@ class QuantizeExpertsTest(TestCase):
         ):
             with self.subTest(pattern), self.assertRaisesRegex(error, pattern):
                 call()
+        with strategy_on(2).scope():
+            on_mesh = self.layer()
+        for mode in ("int8", "bfloat16"):
+            with self.assertRaisesRegex(ValueError, "split over a mesh.*on one device"):
+                quantize_experts(on_mesh, mode)
         small = quantize_experts(layer, "int8")
         with self.assertRaisesRegex(ValueError, "for inference, and cannot be trained"):
             small(self.normal(3, 16), training=True)

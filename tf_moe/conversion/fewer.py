@@ -224,7 +224,8 @@ def _members(name, groups, layer) -> list[list[int]]:
     experts = [e for group in members for e in group]
     if not all(members) or len(set(experts)) < len(experts) or max(experts, default=0) >= layer.num_experts:
         raise ValueError(
-            f"{name} must hold experts, each at most once, from 0 to {layer.num_experts - 1}. Received: {members}."
+            f"{name} must hold experts, each at most once, from 0 to {layer.num_experts - 1}. Received: "
+            f"{members if name == 'groups' else members[0]}."
         )
     number = len(members) if name == "groups" else len(experts)
     _number_of_experts(f"the number of experts in {name}", number, layer)
@@ -232,6 +233,10 @@ def _members(name, groups, layer) -> list[list[int]]:
 
 
 def _loads(usage, layer) -> np.ndarray:
+    if isinstance(usage, dict):
+        raise ValueError(
+            f"usage must be that of the layer. Received: a dict of {list(usage)}. Pass usage[{layer.name!r}]."
+        )
     loads = np.asarray(usage.load if isinstance(usage, Usage) else usage, np.float64)
     if loads.shape != (layer.num_experts,) or not np.all(np.isfinite(loads) & (loads >= 0)):
         raise ValueError(

@@ -66,6 +66,7 @@ def _quantize_layer(layer: SparseMoE, mode: str, copies: Copies) -> SparseMoE:
             f"{layer.name!r} with built={layer.built}, expert={layer.expert!r}, experts of the dtype policy "
             f"{policy_of(experts).name!r}. Experts that are Keras layers have methods quantize of their own."
         )
+    experts.check_whole()
     config = copies.config(layer)
     policy = keras.dtype_policies.get(config["dtype"])
     if not isinstance(policy, keras.dtype_policies.DTypePolicyMap):

@@ -118,11 +118,7 @@ class QuantizableBank(keras.layers.Layer):
             ValueError: If the layer is not built, quantized already, or split over a mesh.
         """
         self._check_mode(mode)
-        if shards_of(self.weights[0]):
-            raise ValueError(
-                f"Experts that are split over a mesh cannot be quantized. Received: {self.name!r} with kernels on "
-                "several devices. Save the model, and quantize what is loaded on one device."
-            )
+        self.check_whole()
         width = self.get_build_config()["input_shape"][-1]
         quantizer = config and config.weight_quantizer
         stacks = {name: tf.convert_to_tensor(getattr(self, name)) for name in self.kernel_shapes(width)}
@@ -132,6 +128,14 @@ class QuantizableBank(keras.layers.Layer):
         self.add_quantized_kernels(width)
         self.assign_quantized(quantized)
         self.dtype_policy = keras.dtype_policies.QuantizedDTypePolicy(mode, policy_of(self).name)
+
+    def check_whole(self) -> None:
+        """Raise ValueError for kernels that cannot be quantized where they are."""
+        if shards_of(self.weights[0]):
+            raise ValueError(
+                f"Experts that are split over a mesh cannot be quantized. Received: {self.name!r} with kernels on "
+                "several devices. Save the model, and quantize what is loaded on one device."
+            )
 
     def assign_quantized(self, kernels: dict[str, Quantized]) -> None:
         """Give the kernels of a quantized bank their values."""
