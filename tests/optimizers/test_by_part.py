@@ -41,6 +41,15 @@ class OptimizerForTest(TestCase):
         slots = [tuple(v.shape) for v in model.optimizer.variables if len(v.shape)]
         self.assertEqual(slots, [(4, 4), (4, 8), (4, 8), (4, 4)])
 
+    def test_callbacks_of_learning_rates_set_both(self):
+        model = keras.Sequential([keras.Input((6,)), SparseMoE(4, 8, k=2), keras.layers.Dense(3)])
+        model.compile(optimizer_for("adam", "sgd"), "mse", run_eagerly=True)
+        x, y = self.data()
+        model.fit(x, y, verbose=0, callbacks=[keras.callbacks.LearningRateScheduler(lambda epoch: 0.5)])
+        parts = model.optimizer.experts, model.optimizer.others
+        self.assertEqual([type(part) for part in parts], [keras.optimizers.Adam, keras.optimizers.SGD])
+        self.assertAllEqual([part.learning_rate for part in parts], [0.5, 0.5])
+
     def test_no_weight_for_the_experts_is_told(self):
         """Keras layers that were built before the mixture have no "experts" in their paths."""
 

@@ -45,20 +45,19 @@ def optimizer_for(experts: keras.optimizers.Optimizer, others: keras.optimizers.
     both, and so is a `loss_scale_factor`.
 
     Args:
-        experts: The optimizer of the experts' weights, those with a layer named "experts" in their path. Keras layers
-            as experts have it if they were not built before the `SparseMoE`. Where no weight has, a warning says so.
-        others: The optimizer of all others.
+        experts: The optimizer of the experts' weights, those with a layer named "experts" in their path, or what
+            `keras.optimizers.get` takes for one. Keras layers as experts have it if they were not built before the
+            `SparseMoE`. Where no weight has, a warning says so.
+        others: The optimizer of all others, likewise.
 
     Returns:
         A `keras.optimizers.MultiOptimizer` with the attributes `experts` and `others`. It is saved, compiled and used
-        as any, but has no learning rate of its own, which `keras.callbacks.LearningRateScheduler` would set: give each
-        a schedule, or set `experts.learning_rate` and `others.learning_rate`. For float16, put the whole into a
-        `LossScaleOptimizer`.
+        as any. Learning rates are those of the two: give each a schedule, or set `experts.learning_rate` and
+        `others.learning_rate`; Keras's callbacks `LearningRateScheduler` and `ReduceLROnPlateau` set or reduce both.
+        For float16, put the whole into a `LossScaleOptimizer`.
 
     Raises:
-        TypeError: If `others` is no optimizer.
-        ValueError: If `experts` is no optimizer, or the same one as `others`, or if they differ in their
-            `loss_scale_factor`.
+        ValueError: If one is no optimizer, they are the same object, or differ in their `loss_scale_factor`.
 
     Example:
 
@@ -71,6 +70,7 @@ def optimizer_for(experts: keras.optimizers.Optimizer, others: keras.optimizers.
 
     Reference: appendix D of Shazeer et al. (2017).
     """
+    experts, others = keras.optimizers.get(experts), keras.optimizers.get(others)
     optimizers = keras.optimizers.OptimizerMap(others)
     optimizers[_EXPERTS] = experts
     if experts is others:
