@@ -103,6 +103,7 @@ class SupportedTest(TestCase):
             lambda x: tf.map_fn(tf.sin, x): "TensorList",
             lambda x: tf.where(x > 0): "Where.*static shape",
             lambda x: tf.unique(x)[0]: "Unique.*static shape",
+            lambda x: keras.ops.flip(x): "Reverse.*go_backwards=True",
             lambda x: tf.searchsorted(x, x): "LowerBound",
             lambda x: tf.py_function(lambda y: y, [x], tf.float32): "EagerPyFunc",
         }.items():

@@ -63,6 +63,11 @@ _UNSUPPORTED = {
         "random numbers with a state of their own",
         "Use keras.random with a keras.random.SeedGenerator, or tf.random.stateless_*.",
     ),
+    ("Reverse",): (
+        "the reversal of an axis, as keras.layers.Bidirectional, tf.reverse and keras.ops.flip make it",
+        "Use two tf_moe.layers.LSTM, one with go_backwards=True, and see the reversal of Translator; or reverse by "
+        "tf.stack(tf.unstack(x, axis=1)[::-1], axis=1).",
+    ),
     ("LowerBound", "UpperBound", "Where", "Unique", "EagerPyFunc", "PyFunc", "SparseTensorDense", "Ragged"): (
         "an operation whose shape depends on the data, or that runs outside of the program",
         "Do it in the dataset's map, or with operations of static shape.",

@@ -96,10 +96,8 @@ class Resume(keras.callbacks.Callback):
         settings: dict[str, Any] | None = None,
     ):
         super().__init__()
-        if save_freq != "epoch" and (isinstance(save_freq, bool) or not isinstance(save_freq, int) or save_freq < 1):
-            raise ValueError(
-                f'save_freq must be "epoch" or a positive number of batches. Received: save_freq={save_freq!r}.'
-            )
+        if save_freq != "epoch":
+            save_freq = checks.integer("save_freq", save_freq, hint=' of batches, or "epoch"')
         if _URL.match(os.fspath(directory)):  # for pathlib a local folder of that name
             raise ValueError(
                 f"Resume writes to a file system, and not to a URL. Received: directory={str(directory)!r}. Mount the "

@@ -141,8 +141,9 @@ def _check_devices(devices, device_type) -> None:
     numbers = [device.device_index for device in asked]
     if {device.device_type for device in asked} != {device_type} or not len(numbers) == len({*numbers} & {*there}):
         raise ValueError(
-            f"devices must be different ones of this process: {_local_devices(device_type)}. Received: "
-            f"devices={devices!r}. tf.config.set_logical_device_configuration makes more."
+            f"devices must be different ones of this process, which has of type {device_type}: "
+            f"{', '.join(_local_devices(device_type)) or 'none'}. Received: devices={devices!r}. "
+            "tf.config.set_logical_device_configuration makes several of one."
         )
 
 
