@@ -80,6 +80,16 @@ def boolean(name: str, value: Any) -> bool:
     return value
 
 
+def not_fixed(layer: keras.layers.Layer, name: str, value: Any, fixed: frozenset[str]) -> None:
+    """Raise AttributeError for one of the attributes that make a layer what it is: only its config would change."""
+    if name in fixed and getattr(layer, "is_made", False):
+        raise AttributeError(
+            f"{name} of a {type(layer).__name__} is fixed when it is made. Received: {name}={value!r} for "
+            f"{layer.name!r}. Make another layer: {type(layer).__name__}.from_config("
+            f"{{**layer.get_config(), {name!r}: ...}})."
+        )
+
+
 def training(value: Any) -> bool:
     """Whether a call trains; None, as Keras may have it, is False. Raises ValueError for what is no truth value."""
     if value not in (None, False, True):

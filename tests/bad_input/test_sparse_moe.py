@@ -58,7 +58,28 @@ class SparseMoETest(BadInput):
         ("expert_short_list", lambda: moe(expert=[keras.layers.Dense(4)]), ValueError, r"expert=\[<Dense"),
         ("expert_one_layer", lambda: moe(expert=keras.layers.Dense(4)), ValueError, "a function.*expert=<Dense"),
         ("expert_of_no_layer", lambda: moe(expert=lambda: 3), ValueError, "Received: 3"),
-        ("expert_with_arguments", lambda: moe(expert=lambda n: n), TypeError, "argument: 'n'"),
+        ("expert_with_arguments", lambda: moe(expert=lambda n: n), ValueError, "function without arguments"),
+        ("expert_class", lambda: moe(expert=keras.layers.Dense), ValueError, "without arguments.*class"),
+        (
+            "pair_of_one_level",
+            lambda: moe(num_experts=(4, 2), k=(1, 2), gate="sinkhorn"),
+            ValueError,
+            "one level.*noisy_top_k",
+        ),
+        ("no_k", lambda: moe(k=None, gate="sinkhorn"), ValueError, "needs k.*dense_softmax and switch"),
+        ("k_of_gate", lambda: moe(k=4, gate=NoisyTopK(8, 2)), ValueError, "Pass k=None for the gate's own"),
+        (
+            "activation_with_weights",
+            lambda: moe(activation=keras.layers.PReLU())(zeros(3, 4)),
+            ValueError,
+            "no weights.*Pass expert=",
+        ),
+        (
+            "activation_halves",
+            lambda: moe(expert_hidden=64, activation="glu")(zeros(3, 4)),
+            ValueError,
+            "keep the width.*32 of 64",
+        ),
         ("activation", lambda: moe(activation="no_such"), ValueError, "no_such"),
         ("initializer", lambda: moe(kernel_initializer=3), ValueError, "identifier: 3"),
         ("regularizer", lambda: moe(kernel_regularizer="l3"), ValueError, "l3"),
@@ -100,6 +121,17 @@ class SparseMoETest(BadInput):
     )
     def test_inputs(self, call, error, pattern):
         self.check(call, error, pattern)
+
+    @parameterized.parameters(
+        ("k", 1), ("num_experts", 4), ("expert_hidden", 9), ("activation", "gelu"), ("use_bias", True)
+    )
+    def test_what_is_fixed(self, name, value):
+        """Set afterwards, it would be in a copy and in a file, but not in the layer."""
+        for layer in (moe(), moe(gate=NoisyTopK(8, 2))):
+            pattern = f"{name} of a SparseMoE is fixed.*{name}={value!r}.*from_config"
+            self.check(lambda layer=layer: setattr(layer, name, value), AttributeError, pattern)
+        if name in ("k", "num_experts"):
+            self.check(lambda: setattr(layer.gate, name, value), AttributeError, "of a NoisyTopK is fixed")
 
     def test_another_width_than_built_for(self):
         layer = moe()

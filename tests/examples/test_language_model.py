@@ -1,7 +1,6 @@
 """The example as a user runs it."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import sys
@@ -11,17 +10,10 @@ from unittest import mock
 from absl.testing import parameterized
 
 from tests.base import TestCase
-from tests.examples.program import run
+from tests.examples.program import load, run
 from tf_moe.text import Vocabulary
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "language_model.py"
-
-
-def load_example():
-    spec = importlib.util.spec_from_file_location("language_model_example", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class LanguageModelExampleTest(TestCase):
@@ -34,7 +26,7 @@ class LanguageModelExampleTest(TestCase):
         """What it says, when it ends with an error instead of a traceback."""
         stderr = io.StringIO()
         with self.assertRaises(SystemExit) as exit_, contextlib.redirect_stderr(stderr):
-            load_example().main([*map(str, arguments), "--output", str(self.folder("output"))])
+            load(EXAMPLE).main([*map(str, arguments), "--output", str(self.folder("output"))])
         self.assertNotIn(exit_.exception.code, (0, None))
         return f"{stderr.getvalue()}{exit_.exception.code}"
 
@@ -55,7 +47,7 @@ class LanguageModelExampleTest(TestCase):
             self.assertLess(history[name]["val_perplexity"][-1], history[name]["val_perplexity"][0])
 
     def test_a_tiny_run_has_an_output_of_its_own(self):
-        parse = load_example().parse_arguments
+        parse = load(EXAMPLE).parse_arguments
         self.assertNotEqual(parse(["--smoke"]).output, parse([]).output)
         self.assertEqual(parse(["--smoke", "--output", "here"]).output, Path("here"))
 
@@ -108,9 +100,10 @@ class LanguageModelExampleTest(TestCase):
         """The vocabulary, without which no saved model is of use; the package that draws the plots."""
         data, output = self.small_text(), self.folder("interrupted")
         arguments = ["--data", str(data), "--vocabulary", "6", "--batch", "1", "--steps", "8", "--output", str(output)]
-        example = load_example()
-        with mock.patch.object(example, "train", side_effect=KeyboardInterrupt), self.assertRaises(KeyboardInterrupt):
-            example.main(arguments)
+        main = load(EXAMPLE).main
+        interrupt = mock.Mock(side_effect=KeyboardInterrupt)
+        with mock.patch.dict(main.__globals__, train=interrupt), self.assertRaises(KeyboardInterrupt):
+            main(arguments)
         self.assertLen(Vocabulary.load(output / "vocabulary.txt"), 6)
         with mock.patch.dict(sys.modules, {"tf_moe.analysis.plots": None}):
             self.assertIn("pip install 'tf_moe[plots]'", self.complaint(*arguments))

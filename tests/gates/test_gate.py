@@ -5,6 +5,7 @@ import tensorflow as tf
 from tests.base import TestCase
 from tf_moe.gates import Gate, Hash, NoisyTopK
 from tf_moe.gates.gate import check_choice, mask_rows
+from tf_moe.gates.ids import attach_mask
 
 
 class GateTest(TestCase):
@@ -41,6 +42,15 @@ class GateTest(TestCase):
         tokens = embedding(np.array([3, 0, 7]))
         for routing in (NoisyTopK(4, 2)(tokens), NoisyTopK(4, 2, num_gates=2)(tokens, gate_id=[1, 0, 1])):
             self.assertAllEqual(tf.reduce_any(routing.combine_weights > 0, axis=1), [True, False, True])
+
+    def test_what_an_attached_mask_hides_may_be_anything(self):
+        x = self.normal(3, 6)
+        x[1] = np.nan
+        x = tf.constant(x)
+        attach_mask(x, tf.constant([True, False, True]))
+        routing = NoisyTopK(4, 2, "glorot_uniform")(x, training=True)
+        self.assertAllEqual(np.isfinite(routing.load), [True] * 4)
+        self.assertAllClose(tf.reduce_sum(routing.importance), 2)
 
     def test_a_positional_mask_is_one_by_name(self):
         x, mask = self.normal(3, 5), np.array([True, False, True])

@@ -213,6 +213,20 @@ class MaskTest(TestCase):
         self.assertAllClose(y[2], full(x)[2])
         self.assertAllEqual(y[3], np.zeros(4))
 
+    def test_a_function_for_inputs_of_any_shape(self):
+        layer = SparseMoE(6, 5, k=2)
+        x = self.normal(2, 3, 4)
+        expected = layer(x)
+        function = tf.function(layer, input_signature=[tf.TensorSpec([None, None, None])])
+        self.assertAllClose(function(x), expected, atol=1e-6)
+        route = tf.function(lambda x: layer.route(x).expert_index, input_signature=[tf.TensorSpec([None, None])])
+        self.assertAllEqual(route(x[0]), layer.route(x[0]).expert_index)
+
+    def test_name(self):
+        first, second = SparseMoE(3, 5, k=2), SparseMoE(3, 5, k=2)
+        self.assertRegex(first.name, r"^sparse_moe(_\d+)?$")
+        self.assertNotEqual(first.name, second.name)
+
     def test_mask_is_passed_on(self):
         inputs = keras.Input((None,), dtype="int32")
         embedded = keras.layers.Embedding(9, 4, mask_zero=True)(inputs)
@@ -238,6 +252,38 @@ class LossTest(TestCase):
         layer = SparseMoE(6, 3, k=2)
         layer(self.normal(20, 4))
         self.assertEmpty(layer.losses)
+
+    def test_none_without_weights(self):
+        """So that it can be in the cell of a `keras.layers.RNN`, where no layer can add a loss."""
+
+        class Cell(keras.layers.Layer):
+            state_size = output_size = 4
+
+            def __init__(self):
+                super().__init__()
+                self.cell = keras.layers.SimpleRNNCell(4)
+                self.moe = SparseMoE(3, 5, k=2, importance_weight=0.0, load_weight=0.0)
+
+            def build(self, shape):
+                self.cell.build(shape)
+                self.moe.build((None, 4))
+
+            def call(self, x, states, training=False):
+                h = self.moe(self.cell(x, states)[0], training=training)
+                return h, [h]
+
+        model = keras.Sequential([keras.Input((3, 4)), keras.layers.RNN(Cell(), return_sequences=True)])
+        model.compile("adam", "mse")
+        x = self.normal(6, 3, 4)
+        self.assertTrue(np.isfinite(model.fit(x, x, verbose=0).history["loss"][0]))
+        self.assertEmpty(model.losses)
+        self.assertLen(self.losses_of(gate="switch"), 1)  # which has one of its own
+        self.assertEmpty(self.losses_of(gate="bias_balanced"))
+
+    def losses_of(self, **arguments):
+        layer = SparseMoE(3, 5, **{"k": None if arguments["gate"] == "switch" else 2, **arguments})
+        layer(self.normal(4, 6), training=True)
+        return layer.losses
 
     def test_balance_losses_balance(self):
         """A gate biased to one expert, trained on the balance losses alone, comes to use all of them."""

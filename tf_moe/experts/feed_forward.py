@@ -195,11 +195,25 @@ class FeedForward(QuantizableBank):
         hidden = matmul_each(x, hidden_kernel, arrangement.matmul)
         if hidden_bias is not None:
             hidden = arrangement.add(hidden, hidden_bias)
-        hidden = self.activation(hidden)
+        hidden = self._activate(hidden)
         if unit_scale is not None:
             hidden = arrangement.scale(hidden, unit_scale)
         output = matmul_each(hidden, output_kernel, arrangement.matmul)
         return output if output_bias is None else arrangement.add(output, output_bias)
+
+    def _activate(self, hidden):
+        active = self.activation(hidden)
+        if getattr(self.activation, "weights", None):
+            raise ValueError(
+                "activation must have no weights: the experts would share them. Received: "
+                f"activation={self.activation!r}. Pass expert=, a function that returns a layer with it, to SparseMoE."
+            )
+        if not active.shape[-1:].is_compatible_with(hidden.shape[-1:]):
+            raise ValueError(
+                "activation must keep the width of the hidden layer. Received: "
+                f"activation={self.activation!r}, which makes {active.shape[-1]} of {hidden.shape[-1]}."
+            )
+        return active
 
     def compute_output_shape(self, input_shape):
         return input_shape

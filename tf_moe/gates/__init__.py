@@ -41,6 +41,9 @@ Example:
 8
 """
 
+# Those that leave no choice of k.
+_WITH_K = {"switch", "dense_softmax"}
+
 
 def get(identifier, num_experts, k, seed: int | None = None, **options) -> Gate:
     """The gate for an identifier.
@@ -73,7 +76,7 @@ def get(identifier, num_experts, k, seed: int | None = None, **options) -> Gate:
             raise ValueError(
                 "The gate must be made for the layer's num_experts and k. Received: a gate for "
                 f"num_experts={identifier.num_experts}, k={identifier.k}, "
-                f"in a layer with num_experts={num_experts}, k={k}."
+                f"in a layer with num_experts={num_experts}, k={k}. Pass k=None for the gate's own."
             )
         if options:
             raise ValueError(
@@ -86,6 +89,16 @@ def get(identifier, num_experts, k, seed: int | None = None, **options) -> Gate:
         identifier = "hierarchical"
     if not isinstance(identifier, str) or identifier not in GATES:
         raise ValueError(f"gate must be one of {sorted(GATES)} or a tf_moe.gates.Gate. Received: gate={identifier!r}.")
+    if two_levels and identifier != "hierarchical":
+        raise ValueError(
+            f"gate={identifier!r} has one level. Received: num_experts={num_experts!r}, k={k!r}. Pass numbers, or "
+            "gate='noisy_top_k' for two levels."
+        )
+    if k is None and identifier not in _WITH_K:
+        raise ValueError(
+            f"gate={identifier!r} needs k, the number of experts for each token. Received: k=None, which is for "
+            f"{' and '.join(sorted(_WITH_K))}, and for a gate passed in."
+        )
     return GATES[identifier](num_experts, k, seed=seed, **options)
 
 

@@ -13,6 +13,8 @@ from tf_moe.initializers import PerExpert
 from tf_moe.mesh.noise import Noise, between_0_and_1, next_seed
 from tf_moe.mesh.shards import computed_where, current_shards
 
+_FIXED = frozenset(["num_experts", "k", "num_gates"])
+
 
 class Gate(keras.layers.Layer):
     """Base class of gates: maps tokens `(T, D)` to a `Routing`.
@@ -101,6 +103,10 @@ class Gate(keras.layers.Layer):
         self.supports_masking = True
         self.was_passed = False  # as an object to a layer, and may be in several
 
+    def __setattr__(self, name, value):
+        checks.not_fixed(self, name, value, _FIXED)
+        super().__setattr__(name, value)
+
     def build(self, input_shape):
         raise NotImplementedError(f"{type(self).__name__} must create its weights in build(input_shape).")
 
@@ -113,8 +119,8 @@ class Gate(keras.layers.Layer):
         gate_id = kwargs.get("gate_id")
         self.check_takes(gate_id)
         if gate_id is not None:
-            gate_id = kwargs["gate_id"] = spread_ids(gate_id, inputs)
-            mask = attached_mask(inputs) if mask is None else mask
+            kwargs["gate_id"] = gate_id = spread_ids(gate_id, inputs)
+        mask = attached_mask(inputs) if mask is None else mask  # Keras would pass it on when it is too late
         if mask is not None:
             mask = checks.mask(mask, inputs)
         if self.num_gates is not None:

@@ -1,5 +1,6 @@
 """What is inside of a `SparseMoE`: experts made from its arguments, and gates and experts in its config."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,7 @@ def make_experts(
             f"expert_dropout={options['dropout']} and expert={expert!r}. Put keras.layers.Dropout into the expert."
         )
     layers = expert
-    if callable(layers) and not isinstance(layers, Layer):  # one layer can be called too
+    if _makes_layers(layers):
         layers = [layers() for _ in range(num_experts)]
     elif not isinstance(layers, (list, tuple)) or len(layers) != num_experts:
         raise ValueError(
@@ -37,6 +38,17 @@ def make_experts(
             f"{num_experts} layers, one for each expert. Received: expert={layers!r}."
         )
     return LayerBank(layers, options["recompute"], dtype=options["dtype"])
+
+
+def _makes_layers(expert: Any) -> bool:
+    """Whether it can be called without arguments. One layer can be called too, and a class that needs arguments."""
+    if not callable(expert) or isinstance(expert, Layer):
+        return False
+    try:
+        inspect.signature(expert).bind()
+    except TypeError:
+        return False
+    return True
 
 
 def to_config(part: Layer, owner: Layer) -> dict[str, Any]:

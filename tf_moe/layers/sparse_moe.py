@@ -23,6 +23,12 @@ from tf_moe.losses import cv_squared
 from tf_moe.mesh.shards import computed_where, current_shards
 from tf_moe.ops.screen import Screen, screen
 
+# What the gate and the experts are made of: set afterwards, a copy or a file would have it, but not the layer.
+_FIXED = frozenset(
+    ["num_experts", "expert_hidden", "k", "gate", "activation", "use_bias", "expert", "recompute", "expert_dropout"]
+    + ["shared_expert_hidden"]
+)
+
 
 @keras.saving.register_keras_serializable(package="tf_moe")
 class SparseMoE(keras.layers.Layer):
@@ -70,15 +76,16 @@ class SparseMoE(keras.layers.Layer):
         capacity_factor: None, the default, drops nothing. A number gives every expert room for that many times its fair
             share of the positions, in static shapes; what is beyond is dropped (the expert adds zero) and counted. On a
             mesh it is a share of each device's positions, which drops others where they are unevenly spread.
-        activation: Activation of the experts' hidden layer, with a finite derivative at 0, for some rows are empty.
-            Default "relu".
+        activation: Activation of the experts' hidden layer, without weights and with a finite derivative at 0, for some
+            rows are empty. Default "relu".
         output_activation: Activation of the layer's output, after the sum over experts; the paper's language models
             have "sigmoid". Default None.
         use_bias: Whether the built-in experts have biases. Default False.
         expert: None for the built-in experts; or a function without arguments that returns a new Keras layer or model
             mapping width D to width D, called once for each expert; or a list of such layers. They treat each row by
             itself: of `BatchNormalization` only what is frozen can be trained with. With a `capacity_factor` each gets
-            rows of zeros too, where it has fewer tokens than places.
+            rows of zeros too, where it has fewer tokens than places. `activation`, `use_bias` and `kernel_...` have no
+            meaning for them.
         recompute: Whether the experts' activations are computed again in the backward pass instead of kept. The routing
             is not: same experts, same noise. Default False.
         kernel_initializer: Initializer of each built-in expert's kernels. Default "glorot_uniform".
@@ -157,12 +164,15 @@ class SparseMoE(keras.layers.Layer):
         shared_expert_hidden: int | None = None,
         **kwargs,
     ):
+        if type(self) is SparseMoE and kwargs.get("name") is None:
+            kwargs["name"] = _next_name()  # Keras would make "sparse_mo_e" of the name of the class
         super().__init__(**kwargs)
         self.seed = checks.seed(seed)
         self._gate_name = gate if isinstance(gate, str) else None
         self.gate = gates.get(gate, num_experts, k, self.seed)
         if self._gate_name is None:
             self.gate.was_passed = True
+        self.gate.is_made = True  # not earlier: a subclass may set what its superclass has set
         self.num_experts, self.k = self.gate.num_experts, self.gate.k
         self.expert_hidden = expert_hidden
         if expert is None:
@@ -214,6 +224,11 @@ class SparseMoE(keras.layers.Layer):
         self.input_spec = keras.layers.InputSpec(min_ndim=2)  # one tensor, and not a list of them
         self.supports_masking = True
         self.supports_jit = expert is None or capacity_factor is not None
+        self.is_made = True
+
+    def __setattr__(self, name, value):
+        checks.not_fixed(self, name, value, _FIXED)
+        super().__setattr__(name, value)
 
     @property
     def total_experts(self) -> int:
@@ -295,7 +310,7 @@ class SparseMoE(keras.layers.Layer):
         if self.shared_expert is not None:
             outputs += tf.cast(self.shared_expert(tokens, training=training), self.compute_dtype)
         outputs = screened.fill(self.output_activation(outputs))
-        if training:
+        if training and (self.importance_weight or self.load_weight or tf.is_tensor(routing.loss)):
             self.add_loss(self._balance_loss(routing))
         self._update_metrics(routing, plan, screened)
         return restore(outputs, inputs, shards)
@@ -331,6 +346,8 @@ class SparseMoE(keras.layers.Layer):
 
     def _flatten(self, inputs, mask, gate_id) -> Positions:
         checks.floating("SparseMoE", inputs)
+        if inputs.shape[-1] is None:  # of a `tf.function` for any shape
+            inputs = tf.ensure_shape(inputs, [*inputs.shape[:-1], self.input_spec.axes[-1]])
         self.gate.check_takes(gate_id)
         return flatten(inputs, mask, gate_id)
 
@@ -406,3 +423,9 @@ class SparseMoE(keras.layers.Layer):
         layer = cls(**{**config, "expert": experts_from_config(config.get("expert"))})
         layer._frozen = frozen
         return layer
+
+
+def _next_name() -> str:
+    """The names "sparse_moe", "sparse_moe_1" and so on, as Keras numbers its layers."""
+    number = keras.backend.get_uid("sparse_moe") - 1
+    return f"sparse_moe_{number}" if number else "sparse_moe"
