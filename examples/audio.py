@@ -21,6 +21,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
+from common import positive
 from images import (
     Data,
     add_common_arguments,
@@ -32,7 +33,6 @@ from images import (
     split,
     verdict,
 )
-from language_model import positive
 
 RATE = 8000  # samples a second of the generated sounds
 NUM_CLASSES = 8

@@ -17,7 +17,8 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
-from language_model import Stopwatch, add_model_arguments, complete, format_table, load_data, positive, warmup_cosine
+from common import Stopwatch, format_table, positive, warmup_cosine
+from language_model import add_model_arguments, complete, load_data
 
 import tf_moe
 from tf_moe.analysis.scaling import StepCost, format_costs, step_cost

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from language_model import positive, warmup_cosine
+from common import positive, warmup_cosine
 
 from tf_moe.gates import NoisyTopK
 from tf_moe.layers import SparseMoE, record_routings

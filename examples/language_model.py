@@ -11,19 +11,19 @@ It prints a table and writes both models, the history, the table and two plots t
 
 import argparse
 import json
-import math
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
+from common import Stopwatch, format_table, make_vocabulary, over_zero, positive, share, warmup_cosine
 
 import tf_moe
 from tf_moe.analysis import count, measure_usage
 from tf_moe.layers import SparseMoE
 from tf_moe.models import Perplexity, dense_twin, language_model
-from tf_moe.text import Corpus, Text, Vocabulary, build_vocabulary, contiguous_batches
+from tf_moe.text import Corpus, Vocabulary, contiguous_batches
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -72,27 +72,6 @@ def complete(options: argparse.Namespace) -> argparse.Namespace:
     return options
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
-
-
-def over_zero(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number over 0, not {value}")
-    return value
-
-
-def share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to under 1, not {value}")
-    return value
-
-
 def one_or_two(text: str) -> int | tuple[int, int]:
     """`256` -> 256, `16x256` -> (16, 256)."""
     parts = tuple(positive(part) for part in text.split("x"))
@@ -110,17 +89,6 @@ class Data:
     validation: object
     test: object
     total_steps: int
-
-
-def make_vocabulary(text: Text, size: int, tokenizer: str = "words") -> Vocabulary:
-    """The most frequent words; raises ValueError, in terms of `--vocabulary`, where there are not as many."""
-    every = build_vocabulary(text, None, tokenizer)
-    if not 4 <= size <= len(every):
-        raise ValueError(
-            f"--vocabulary must be from 4 to {len(every)}: three specials, and some of the {len(every) - 3} words that "
-            f"the text has. Received: --vocabulary {size}."
-        )
-    return Vocabulary(every.tokens[:size], tokenizer, every.num_tokens)
 
 
 def load_data(options) -> Data:
@@ -152,34 +120,6 @@ def load_data(options) -> Data:
         )
     steps = min(steps, 20) if options.smoke else steps
     return Data(vocabulary, train.repeat(), held_out(corpus.validation), held_out(corpus.test), steps)
-
-
-class Stopwatch(keras.callbacks.Callback):
-    """Seconds spent in training steps; the first one, which traces the model, is left out."""
-
-    def __init__(self):
-        super().__init__()
-        self.seconds, self.steps = 0.0, -1
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self.start = time.perf_counter()
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.seconds += time.perf_counter() - self.start if self.steps >= 0 else 0.0
-        self.steps += 1
-
-    @property
-    def steps_per_second(self) -> float:
-        """0 where there was no second step to measure."""
-        return self.steps / self.seconds if self.seconds else 0.0
-
-
-def warmup_cosine(rate: float, steps: int, warmup: int, alpha: float = 0.0) -> keras.optimizers.schedules.CosineDecay:
-    """Up to the rate in `warmup` of the steps, and down in the rest, as a cosine, to `alpha` of it."""
-    warmup = max(1, warmup)
-    return keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, steps - warmup), alpha=alpha, warmup_target=rate, warmup_steps=warmup
-    )
 
 
 def train(middle, name: str, data: Data, options) -> dict:
@@ -234,18 +174,6 @@ def import_plots():
     except ImportError as error:
         raise ImportError("Plots take the package matplotlib: pip install 'tf_moe[plots]'.") from error
     return plots
-
-
-def format_table(rows: list[dict]) -> str:
-    columns = list(rows[0])
-
-    def show(value):
-        if isinstance(value, float):
-            return f"{value:.2f}"
-        return f"{value:,}" if isinstance(value, int) else str(value)
-
-    lines = [columns, ["---"] * len(columns), *([show(row.get(c, "")) for c in columns] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main(arguments=None) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from language_model import positive
+from common import positive
 
 from tf_moe.analysis import measure_usage
 from tf_moe.conversion import merge_experts, prune_experts, quantize_experts, shrink_experts

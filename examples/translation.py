@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 
 import keras
-from language_model import positive, share
+from common import positive, share
 from translating.data import Data, by_direction, load
 from translating.experts import write_experts
 from translating.export import export

@@ -17,7 +17,7 @@ import sys
 import keras
 import numpy as np
 import tensorflow as tf
-from language_model import positive, warmup_cosine
+from common import positive, warmup_cosine
 
 from tf_moe.analysis import count, measure_specialisation
 from tf_moe.gates import NoisyTopK

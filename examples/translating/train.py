@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import keras
-from language_model import warmup_cosine
+from common import warmup_cosine
 from translating.data import Data
 
 from tf_moe.distribute import Resume
