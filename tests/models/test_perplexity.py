@@ -10,6 +10,7 @@ from absl.testing import parameterized
 from tests.base import TestCase
 from tests.mesh.helpers import strategy_on
 from tf_moe.gates.ids import attach_mask
+from tf_moe.layers import SampledSoftmax, SampledSoftmaxLoss
 from tf_moe.models import Perplexity, SmoothedCrossentropy
 
 
@@ -94,6 +95,29 @@ class PerplexityTest(TestCase):
             attach_mask(masked, tf.constant(mask))
             metric.update_state(targets, masked, weights)
             self.assertAllClose(metric.result(), expected.result(), rtol=1e-4)
+
+    def test_sampled_softmax(self):
+        """In training that of the loss, at evaluation that of all logits; both without padding."""
+        model = keras.Sequential(
+            [
+                keras.Input((None,), dtype="int32"),
+                keras.layers.Embedding(30, 4, mask_zero=True),
+                SampledSoftmax(30, num_sampled=8, kernel_initializer="normal"),
+            ]
+        )
+        model.compile("sgd", SampledSoftmaxLoss(), weighted_metrics=[Perplexity()])
+        x, y = self.rng.integers(1, 30, (2, 4, 5))
+        found = model.fit(x, y, epochs=2, verbose=0).history
+        self.assertAllClose(np.log(found["perplexity"]), found["loss"], rtol=1e-5)
+        x[0, 2:] = 0
+        mask = x != 0
+        expected = Perplexity()
+        expected.update_state(y[mask], tf.boolean_mask(model(x), mask))
+        found = model.evaluate(x, y, verbose=0, return_dict=True)
+        self.assertAllClose(found["perplexity"], expected.result(), rtol=1e-5)
+        model.layers[-1].num_sampled = 30_000  # so that the estimate is close
+        model.compile("sgd", SampledSoftmaxLoss(), weighted_metrics=[Perplexity()], run_eagerly=True)
+        self.assertAllClose(model.train_on_batch(x, y, return_dict=True)["perplexity"], expected.result(), rtol=0.03)
 
     def test_config(self):
         metric = Perplexity("of_words", from_logits=False)

@@ -11,10 +11,10 @@ from tf_moe import checks
 from tf_moe.mesh.noise import common_seed, uniform
 from tf_moe.mesh.shards import computed_where, current_shards
 
-# The attribute of its output by which the loss knows the layer.
-_LAYER = "_tf_moe_sampled_softmax"
-# The layer of the loss that is being computed: another one in each thread, and nothing for a model to save.
-_layer: contextvars.ContextVar["SampledSoftmax | None"] = contextvars.ContextVar("sampled_softmax", default=None)
+# The attributes of its output by which the loss knows the layer, and a metric the losses.
+_LAYER, _LOSSES = "_tf_moe_sampled_softmax", "_tf_moe_sampled_losses"
+# The output whose loss is being computed: another one in each thread, and nothing for a model to save.
+_output: contextvars.ContextVar[tf.Tensor | None] = contextvars.ContextVar("sampled_softmax", default=None)
 # The layer that was last called in training, as long as no loss has got its output: something may have come between.
 _missed: contextvars.ContextVar["weakref.ref[SampledSoftmax] | None"] = contextvars.ContextVar("missed", default=None)
 
@@ -25,8 +25,9 @@ class SampledSoftmax(keras.layers.Layer):
 
     At evaluation and in `predict` it is a dense layer, `x kernel^T + bias`. In training it returns its input as it is,
     and the loss computes the logits of the targets and of a sample of the vocabulary only. So losses are estimates in
-    training and exact at evaluation. Metrics of logits, such as accuracy, have no logits in training: compile without.
-    It is the model's last layer, and with another loss nothing of it would be trained.
+    training and exact at evaluation. Metrics of logits, such as accuracy, have no logits in training: compile without;
+    but `tf_moe.models.Perplexity` takes the loss's estimates there. It is the model's last layer, and with another loss
+    nothing of it would be trained.
 
     Weights: `kernel` `(V, D)`, a row for each word, and `bias` `(V,)`.
 
@@ -177,6 +178,11 @@ def _check_nothing_between(y_pred):
         )
 
 
+def sampled_losses(y_pred: tf.Tensor) -> tf.Tensor | None:
+    """The losses `(...)` that `SampledSoftmaxLoss` found for what the layer returned in training; None for logits."""
+    return getattr(y_pred, _LOSSES, None)
+
+
 @keras.saving.register_keras_serializable(package="tf_moe")
 class SampledSoftmaxLoss(keras.losses.Loss):
     """Cross-entropy of integer targets for a model that ends with a `SampledSoftmax`.
@@ -207,18 +213,20 @@ class SampledSoftmaxLoss(keras.losses.Loss):
         super().__init__(name=name, **{"dtype": "float32", **kwargs})
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        layer = getattr(y_pred, _LAYER, None)
-        if layer is None:
+        is_sampled = hasattr(y_pred, _LAYER)
+        if not is_sampled:
             _check_nothing_between(y_pred)
         _missed.set(None)
-        token = _layer.set(layer)  # Keras's conversions need not keep the attribute
+        token = _output.set(y_pred if is_sampled else None)  # Keras's conversions need not keep the attribute
         try:
             return super().__call__(y_true, y_pred, sample_weight)
         finally:
-            _layer.reset(token)
+            _output.reset(token)
 
     def call(self, y_true, y_pred):
-        y_true = checks.targets(y_true, y_pred)
-        if _layer.get() is not None:
-            return _layer.get().sampled_loss(y_true, y_pred)
+        y_true, output = checks.targets(y_true, y_pred), _output.get()
+        if output is not None:
+            losses = getattr(output, _LAYER).sampled_loss(y_true, y_pred)
+            setattr(output, _LOSSES, losses)
+            return losses
         return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_moe.gates.ids import attach_mask, attached_mask
+from tf_moe.layers.sampled_softmax import sampled_losses
 
 
 @keras.saving.register_keras_serializable(package="tf_moe")
@@ -14,7 +15,8 @@ class Perplexity(keras.metrics.SparseCategoricalCrossentropy):
 
     Pass it to `compile(weighted_metrics=...)`: with weight 0 on padding it is exact over all tokens of a data set,
     which the logged loss is not where batches hold different numbers of them, nor Keras's metrics where they differ in
-    length. Of no tokens it is NaN, and not 1, the best there is.
+    length. Of no tokens it is NaN, and not 1, the best there is. With `tf_moe.layers.SampledSoftmax` it is an estimate
+    in training, that of the loss.
 
     Args:
         name: Name of the metric. Default "perplexity".
@@ -40,11 +42,17 @@ class Perplexity(keras.metrics.SparseCategoricalCrossentropy):
         # Keras takes the mean over a row's positions first: tokens of a batch of short rows would count for more.
         rows = y_true.shape[1:]
         positions = math.prod(rows) if rows.is_fully_defined() else tf.reduce_prod(tf.shape(y_true)[1:])
-        y_pred, mask = tf.convert_to_tensor(y_pred), attached_mask(y_pred)
+        weights *= tf.cast(positions, tf.float32)
+        losses, mask = sampled_losses(y_pred), attached_mask(y_pred)
+        if losses is not None:
+            attach_mask(losses, mask)
+            keras.metrics.Mean.update_state(self, losses, weights)
+            return
+        y_pred = tf.convert_to_tensor(y_pred)
         if y_pred.dtype != tf.float64:  # as the loss has it, which Keras computes in float32
             y_pred = tf.cast(y_pred, tf.float32)
         attach_mask(y_pred, mask)  # or Keras would count padding too
-        super().update_state(y_true, y_pred, weights * tf.cast(positions, tf.float32))
+        super().update_state(y_true, y_pred, weights)
 
     def result(self):
         mean = super().result()
