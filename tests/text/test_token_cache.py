@@ -129,6 +129,11 @@ class TokenCacheTest(TestCase):
             with self.assertRaisesRegex(ValueError, message):
                 self.cache(other_text, other_vocabulary)
         self.cache(text, Vocabulary(vocabulary.tokens, num_tokens=5))  # which changes no id
+        changed = bytearray(text.files[1].read_bytes())
+        changed[-1] ^= 1
+        text.files[1].write_bytes(changed)  # of the same name and size
+        with self.assertRaisesRegex(ValueError, "another file"):
+            self.cache(text, vocabulary)
 
     def test_other_manifests_are_refused(self):
         text, vocabulary, _ = self.random_text()

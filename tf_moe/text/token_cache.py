@@ -16,6 +16,7 @@ from tf_moe.text.text import Text, check_text
 from tf_moe.text.vocabulary import Vocabulary
 
 _MANIFEST = "manifest.json"
+_END = 65_536  # bytes of each end of a file that tell it from another of its name and size
 _INTERLEAVED = 16  # shards that are read at a time where order does not matter
 
 
@@ -94,7 +95,8 @@ def cache_tokens(
             Default None.
 
     Raises:
-        ValueError: The directory holds the tokens of other files (names and sizes are compared, in their order), of
+        ValueError: The directory holds the tokens of other files (names, sizes and what they begin and end
+            with are compared, in their order), of
             another part or by another vocabulary; or the text is damaged, as in `Text`.
         TypeError: `text` is no Text, or `vocabulary` no Vocabulary.
 
@@ -148,9 +150,17 @@ def _source(text: Text, vocabulary: Vocabulary) -> dict:
     tokens = "\n".join([vocabulary.tokenizer.kind, *vocabulary.tokens]).encode("utf-8")
     return {
         "vocabulary": hashlib.sha256(tokens).hexdigest(),
-        "files": [[file.name, file.stat().st_size] for file in text.files],
+        "files": [[file.name, file.stat().st_size, _digest_of_ends(file)] for file in text.files],
         "part": text.part,
     }
+
+
+def _digest_of_ends(file: Path) -> str:
+    """Of 64 KiB at each end: of a large corpus, all would take as long as its tokens."""
+    with file.open("rb") as content:
+        first = content.read(_END)
+        content.seek(max(0, file.stat().st_size - _END))
+        return hashlib.sha256(first + content.read()).hexdigest()[:16]
 
 
 def _read_manifest(directory: Path, source: dict) -> dict:
