@@ -204,6 +204,7 @@ class RunTest(TestCase):
         x = self.normal(8, 3)
         (batch,) = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors(x))
         y, total = step(batch)
+        self.assertAllEqual(strategy.gather(y, axis=0), strategy.experimental_local_results(y)[0])
         (y,) = strategy.experimental_local_results(y)
         one = SparseMoE(4, 3, k=2, seed=1)
         one.build((None, 3))

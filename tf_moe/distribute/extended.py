@@ -101,6 +101,9 @@ class MeshExtended(tf.distribute.StrategyExtended):
     def _reduce_to(self, reduce_op, value, destinations, options):
         return unwrap(value)
 
+    def _gather_to_implementation(self, value, destinations, axis, options):
+        return value  # `Strategy.gather` passes it to _local_results, which makes one tensor of it
+
     def value_container(self, value):
         return value
 

@@ -40,10 +40,13 @@ class SparseMoE(keras.layers.Layer):
 
     Masked positions take no place in any expert, count in no loss and no statistic, and come back as zeros; the mask is
     passed on. In training the layer adds its balance losses, `importance_weight * CV(importance)^2 + load_weight *
-    CV(load)^2`, over all unmasked positions. It logs `importance_cv`, `load_cv`, `max_over_mean_load`,
-    `dropped_fraction` and `nonfinite_fraction` as metrics that start with its name, so that mixtures of a model need
-    different names, those inside of its blocks too. Every call counts until Keras begins anew with an epoch or with
-    `evaluate`, so that of a callback that predicts too: Keras does not tell a layer who calls.
+    CV(load)^2`, over all unmasked positions: in every call, so several times where it is shared or in a
+    `TimeDistributed`, and also where it is not `trainable`, for the layers before it.
+
+    It logs `importance_cv`, `load_cv`, `max_over_mean_load`, `dropped_fraction` and `nonfinite_fraction` as metrics
+    that start with its name, so that mixtures of a model need different names, those inside of its blocks too. Every
+    call counts until Keras begins anew with an epoch or with `evaluate`, so that of a callback that predicts too: Keras
+    does not tell a layer who calls.
 
     A position with a NaN or an infinity, or with features that add up to 1e35 and so overflow in float32 once they meet
     weights, comes back as NaN, and otherwise counts as a masked one does: it reaches no expert, no other position, no
