@@ -128,9 +128,9 @@ def main(arguments=None) -> None:
         runs = choose(options)
         table.read(file)
         data = load(options)
+        options.output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:  # a wrong argument or an unusable text: the message says what to do
         sys.exit(f"examples/paper: {error}")
-    options.output.mkdir(parents=True, exist_ok=True)
     keys = []
     for number, run in enumerate(runs, 1):
         keys.append(key_of(run, data, options))

@@ -117,6 +117,9 @@ class PaperTest(TestCase):
             outcome = run(PAPER, *arguments, "--output", self.get_temp_dir())
             self.assertNotEqual(outcome.returncode, 0)
             self.assertIn(message, outcome.stderr)
+        data = Path(self.get_temp_dir()) / "data"
+        outcome = run(PAPER, "low_resource", "--corpus", data, "--words", 11, "--output", data / "test.txt")
+        self.assertIn("examples/paper: [Errno 17] File exists: '", outcome.stderr)
 
     def test_another_text_of_the_same_name_is_another_corpus(self):
         main, table = load(PAPER / "__main__.py"), load(PAPER / "table.py")
