@@ -122,8 +122,14 @@ def floating(what: str, inputs: tf.Tensor) -> None:
         )
 
 
-def mask(value: Any, inputs: tf.Tensor) -> tf.Tensor:
+def mask(value: Any, inputs: tf.Tensor, of_first: bool = False) -> tf.Tensor:
     """A mask of inputs `(..., D)` as booleans.
+
+    Args:
+        value: What was received.
+        inputs: What it is of.
+        of_first: Whether it may be of the first of the leading dimensions alone, as Keras passes a mask on where a step
+            has become several positions.
 
     Raises:
         ValueError: If it is a text, or has not the shape of the leading dimensions, as far as shapes are known.
@@ -131,10 +137,13 @@ def mask(value: Any, inputs: tf.Tensor) -> tf.Tensor:
     value = keras.ops.convert_to_tensor(value)
     if tf.as_dtype(value.dtype) == tf.string:
         raise ValueError("mask must be of booleans. Received: mask of dtype string. Pass for example ids != 0.")
-    positions = tf.TensorShape(inputs.shape)[:-1]
-    if not positions.is_compatible_with(value.shape):
+    shape, positions = tf.TensorShape(value.shape), tf.TensorShape(inputs.shape)[:-1]
+    if of_first and shape.rank and positions.rank:
+        positions = positions[: shape.rank]
+    if not positions.is_compatible_with(shape):
+        or_first = ", or of the first of these" if of_first else ""
         raise ValueError(
-            "mask must have the shape of the inputs without the last dimension. "
+            f"mask must have the shape of the inputs without the last dimension{or_first}. "
             f"Received: mask {tuple(value.shape)}, inputs {tuple(inputs.shape)}."
         )
     return keras.ops.cast(value, "bool")

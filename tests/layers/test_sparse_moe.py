@@ -227,6 +227,26 @@ class MaskTest(TestCase):
         self.assertRegex(first.name, r"^sparse_moe(_\d+)?$")
         self.assertNotEqual(first.name, second.name)
 
+    @parameterized.parameters(None, 1.0)
+    def test_a_mask_of_steps_that_are_several_positions(self, capacity_factor):
+        """As Keras passes it on, of (B, T), where inputs are (B, T, N, D)."""
+        layer = SparseMoE(6, 5, k=2, capacity_factor=capacity_factor)
+        x, mask = self.normal(2, 3, 4, 5), np.array([[True, False, True], [False, True, True]])
+        expected = layer(x, mask=np.repeat(mask[..., None], 4, axis=2))
+        self.assertAllEqual(layer(x, mask=mask), expected)
+        self.assertAllEqual(expected[~mask], np.zeros((2, 4, 5)))
+        self.assertAllEqual(layer.route(x, mask=mask).load, layer.route(x[mask]).load)
+        model = keras.Sequential(
+            [
+                keras.Input((None,), dtype="int32"),
+                keras.layers.Embedding(9, 20, mask_zero=True),
+                keras.layers.TimeDistributed(keras.layers.Reshape((4, 5))),
+                layer,
+            ]
+        )
+        outputs = model(np.array([[3, 0, 1]]))
+        self.assertAllEqual(np.any(outputs != 0, axis=(2, 3)), [[True, False, True]])
+
     def test_mask_is_passed_on(self):
         inputs = keras.Input((None,), dtype="int32")
         embedded = keras.layers.Embedding(9, 4, mask_zero=True)(inputs)

@@ -181,14 +181,13 @@ class ErrorsTest(TestCase):
         ("drop_by", {"drop_by": "luck"}, "drop_by='luck'"),
         ("activation", {"activation": "no_such"}, "no_such"),
         ("initializer", {"kernel_initializer": "no_such"}, "no_such"),
-        ("expert_is_a_layer", {"expert": keras.layers.Dense}, "units"),
+        ("expert_is_a_layer", {"expert": keras.layers.Dense}, "expert=<class .*Dense"),
         ("expert_list_too_short", {"expert": [keras.layers.Dense(4)]}, "expert="),
         ("expert_of_no_layer", {"expert": lambda: 3}, "3"),
         ("expert_always_the_same", {"expert": lambda: ONE_LAYER}, "more than once"),
     )
     def test_arguments(self, arguments, received):
-        error = TypeError if arguments.get("expert") is keras.layers.Dense else ValueError
-        with self.assertRaisesRegex(error, received):
+        with self.assertRaisesRegex(ValueError, received):
             SparseMoE(**{"num_experts": 8, "expert_hidden": 3, "k": 2, **arguments})
 
     @parameterized.named_parameters(

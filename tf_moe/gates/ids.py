@@ -30,11 +30,16 @@ def check_ids(value: Any, inputs: tf.Tensor) -> tf.Tensor:
 
 def spread_ids(value: Any, inputs: tf.Tensor) -> tf.Tensor:
     """The id of every position of inputs `(..., D)`, int64 `(T,)`; see `check_ids`."""
-    ids, positions = tf.cast(check_ids(value, inputs), tf.int64), inputs.shape[:-1]
-    while ids.shape.rank < positions.rank:
-        ids = tf.expand_dims(ids, -1)
-    ids = tf.broadcast_to(ids, positions if positions.is_fully_defined() else tf.shape(inputs)[:-1])
-    return tf.reshape(ids, [positions.num_elements() if positions.is_fully_defined() else -1])
+    return spread(tf.cast(check_ids(value, inputs), tf.int64), inputs)
+
+
+def spread(values: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
+    """Values of the leading dimensions of inputs `(..., D)`, or of the first of these, for every position, `(T,)`."""
+    positions = inputs.shape[:-1]
+    while values.shape.rank < positions.rank:
+        values = tf.expand_dims(values, -1)
+    values = tf.broadcast_to(values, positions if positions.is_fully_defined() else tf.shape(inputs)[:-1])
+    return tf.reshape(values, [positions.num_elements() if positions.is_fully_defined() else -1])
 
 
 def attached_mask(inputs: Any) -> tf.Tensor | None:

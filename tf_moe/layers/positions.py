@@ -6,7 +6,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.gates.ids import spread_ids
+from tf_moe.gates.ids import spread, spread_ids
 from tf_moe.mesh.shards import Shards
 
 
@@ -25,11 +25,10 @@ class Positions(NamedTuple):
 
 
 def flatten(inputs: tf.Tensor, mask: tf.Tensor | None, gate_id: tf.Tensor | None) -> Positions:
-    """Inputs `(..., D)`, a mask of their leading dimensions, and ids of these or of the first of them."""
+    """Inputs `(..., D)`, and a mask and ids of their leading dimensions or of the first of these."""
     static = inputs.shape.is_fully_defined()
     if mask is not None:
-        mask = checks.mask(mask, inputs)
-        mask = tf.reshape(mask, [math.prod(mask.shape) if mask.shape.is_fully_defined() else -1])
+        mask = spread(checks.mask(mask, inputs, of_first=True), inputs)
     if gate_id is not None:
         gate_id = spread_ids(gate_id, inputs)
     tokens = tf.reshape(inputs, [math.prod(inputs.shape[:-1]) if static else -1, inputs.shape[-1]])

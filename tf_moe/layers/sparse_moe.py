@@ -112,12 +112,12 @@ class SparseMoE(keras.layers.Layer):
 
     Raises:
         ValueError: For any argument out of range, inputs that are not floating point or have rank under 2, an unknown
-            width, a mask of another shape than the positions, or a `gate_id` that is missing, not wanted, no integers
+            width, a mask of another shape than positions have, or a `gate_id` that is missing, not wanted, no integers
             or of another shape.
 
     Call arguments:
         inputs: Floating point, `(..., D)` with at least one leading dimension and D static.
-        mask: Optional bool, shaped as the leading dimensions.
+        mask: Optional bool, shaped as the leading dimensions or the first of them.
         training: Whether the gate draws noise and the losses are added.
         gate_id: Integers for a gate that takes them, one with `num_gates` or `tf_moe.gates.Hash`, shaped as the leading
             dimensions or the first of them: `(B, T)` for inputs `(B, T, D)` is an id for each position, `(B,)` one for
@@ -323,7 +323,8 @@ class SparseMoE(keras.layers.Layer):
 
         Args:
             inputs: Floating point `(..., D)`, as in a call.
-            mask: Optional bool, shaped as the leading dimensions; by default the inputs' Keras mask.
+            mask: Optional bool, shaped as the leading dimensions or the first of them; by default the inputs' Keras
+                mask.
             training: Whether the gate draws noise. Default False.
             gate_id: Integers for a gate that takes them, as in a call.
 
