@@ -195,7 +195,7 @@ class ErrorsTest(TestCase):
         ("integers", np.zeros((2, 4), "int32"), None, "int32"),
         ("mask_too_long", np.zeros((2, 3, 4), "float32"), np.ones((2, 4), bool), r"\(2, 4\)"),
         ("mask_with_width", np.zeros((2, 3, 4), "float32"), np.ones((2, 3, 4), bool), r"\(2, 3, 4\)"),
-        ("mask_of_the_batch", np.zeros((2, 3, 4), "float32"), np.ones(2, bool), r"\(2,\)"),
+        ("mask_of_another_batch", np.zeros((2, 3, 4), "float32"), np.ones(3, bool), r"\(3,\)"),
     )
     def test_inputs(self, x, mask, received):
         with self.assertRaisesRegex(ValueError, received):
