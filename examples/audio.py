@@ -2,7 +2,7 @@
 
 After a convolution over time each frame goes to the experts that the gate picks for it, and what they say is averaged
 over the clip. Clips have different lengths: frames of padding are masked, and reach no expert. Training, the dense twin
-of equal multiply-adds and the tables are those of `images.py`, which stands beside it.
+of equal multiply-adds and the tables are those of `images.py`, from `comparing.py` beside it.
 
 Without arguments the sounds are generated, so that the truth is known: tones, sweeps, bands of hiss and pulses, each at
 one of several pitches, in noise. Which class a pitch means is drawn by lot, for each kind of sound another, and has no
@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from common import positive
-from images import (
+from comparing import (
     Data,
     add_common_arguments,
     check_folders,

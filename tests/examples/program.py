@@ -52,6 +52,12 @@ def load(example: Path) -> SimpleNamespace:
         return SimpleNamespace(**runpy.run_path(str(example)))
 
 
+def table_rows(text, *first_cells):
+    """The cells of the rows of Markdown tables that begin with these."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return [row for row in rows if row[0] in first_cells]
+
+
 @contextlib.contextmanager
 def eagerly():
     """Nothing is traced: for programs that take a few steps only, and whose graphs are those of another test."""

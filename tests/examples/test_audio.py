@@ -7,8 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.base import TestCase
-from tests.examples.program import EXAMPLES, load, run
-from tests.examples.test_images import table_rows
+from tests.examples.program import EXAMPLES, load, run, table_rows
 
 EXAMPLE = EXAMPLES / "audio.py"
 
@@ -105,7 +104,7 @@ class AudioExampleTest(TestCase):
         frames = [1 + (2000 - 256) // 128, 30, 30]
         data = audio.split(features, np.array([0, 0, 0]), ["only"])
         network = audio.build(audio.middles(options.width, options)["moe"](), data, options)
-        answer = load(EXAMPLES / "images.py").answer
+        answer = load(EXAMPLES / "comparing.py").answer
         load_of = answer(network, data.test._replace(inputs=features, labels=np.zeros(3))).load
         self.assertAllEqual(load_of.sum(axis=1), 2 * np.array(frames))
         short = data.train._replace(inputs=features[:1, : frames[0]])

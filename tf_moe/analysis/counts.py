@@ -35,8 +35,8 @@ def count(model: keras.Model) -> Counts:
     expert. Elementwise work is left out. The softmax is taken to be the last layer with weights.
 
     Args:
-        model: A built Keras model of embedding, recurrent, dense and SparseMoE layers, in the order they are called, each
-            once.
+        model: A built Keras model of embedding, recurrent, dense and SparseMoE layers, in the order they are called,
+            each once.
 
     Raises:
         ValueError: If a layer with weights is of a kind that the rule does not cover, or the model is not built.
