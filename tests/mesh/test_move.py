@@ -95,7 +95,7 @@ class CompiledTest(TestCase):
         def step(x):
             with tf.GradientTape() as tape:
                 tape.watch(x)
-                loss = tf.reduce_sum(layer(x, training=True) ** 2) + tf.add_n(layer.losses)
+                loss = tf.reduce_sum(layer(x, training=True) ** 2) + sum(layer.losses)
             return tape.gradient(loss, [x, *(v.value for v in layer.trainable_variables)])
 
         before = set(context.context().list_function_names())
