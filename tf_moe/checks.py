@@ -80,7 +80,7 @@ def boolean(name: str, value: Any) -> bool:
     return value
 
 
-def not_fixed(layer: keras.layers.Layer, name: str, value: Any, fixed: frozenset[str]) -> None:
+def not_fixed(layer: keras.layers.Layer, name: str, value: Any, fixed: set[str]) -> None:
     """Raise AttributeError for one of the attributes that make a layer what it is: only its config would change."""
     if name in fixed and getattr(layer, "is_made", False):
         raise AttributeError(

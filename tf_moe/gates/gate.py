@@ -13,7 +13,7 @@ from tf_moe.initializers import PerExpert
 from tf_moe.mesh.noise import Noise, between_0_and_1, next_seed
 from tf_moe.mesh.shards import computed_where, current_shards
 
-_FIXED = frozenset(["num_experts", "k", "num_gates"])
+_FIXED = {"num_experts", "k", "num_gates"}
 
 
 class Gate(keras.layers.Layer):

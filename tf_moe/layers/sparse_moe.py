@@ -24,10 +24,10 @@ from tf_moe.mesh.shards import computed_where, current_shards
 from tf_moe.ops.screen import Screen, screen
 
 # What the gate and the experts are made of: set afterwards, a copy or a file would have it, but not the layer.
-_FIXED = frozenset(
-    ["num_experts", "expert_hidden", "k", "gate", "activation", "use_bias", "expert", "recompute", "expert_dropout"]
-    + ["shared_expert_hidden"]
-)
+_FIXED = {
+    "num_experts", "expert_hidden", "k", "gate", "activation", "use_bias", "expert", "recompute", "expert_dropout",
+    "shared_expert_hidden",
+}  # fmt: skip
 
 
 @keras.saving.register_keras_serializable(package="tf_moe")
