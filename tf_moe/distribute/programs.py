@@ -65,7 +65,7 @@ _UNSUPPORTED = {
     ),
     ("Reverse",): (
         "the reversal of an axis, as keras.layers.Bidirectional, tf.reverse and keras.ops.flip make it",
-        "Use two tf_moe.layers.LSTM, one with go_backwards=True, and see the reversal of Translator; or reverse by "
+        "Use two tf_moe.layers.LSTM, one with go_backwards=True, and reverse what it returns by "
         "tf.stack(tf.unstack(x, axis=1)[::-1], axis=1).",
     ),
     ("LowerBound", "UpperBound", "Where", "Unique", "EagerPyFunc", "PyFunc", "SparseTensorDense", "Ragged"): (

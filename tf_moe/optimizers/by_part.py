@@ -37,7 +37,9 @@ class OptimizerOfParts(keras.optimizers.MultiOptimizer):
         super().build(var_list)
 
 
-def optimizer_for(experts: keras.optimizers.Optimizer, others: keras.optimizers.Optimizer) -> OptimizerOfParts:
+def optimizer_for(
+    experts: keras.optimizers.Optimizer | str | dict, others: keras.optimizers.Optimizer | str | dict
+) -> OptimizerOfParts:
     """One optimizer of two: for the experts of all `SparseMoE` layers, and for all other weights.
 
     The paper's largest models keep less for the experts, which have nearly all weights, than for the rest. What the two

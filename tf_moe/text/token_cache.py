@@ -95,9 +95,8 @@ def cache_tokens(
             Default None.
 
     Raises:
-        ValueError: The directory holds the tokens of other files (names, sizes and what they begin and end
-            with are compared, in their order), of
-            another part or by another vocabulary; or the text is damaged, as in `Text`.
+        ValueError: The directory holds the tokens of other files (names, sizes and 64 KiB at each end are compared, in
+            their order), of another part or by another vocabulary; or the text is damaged, as in `Text`.
         TypeError: `text` is no Text, or `vocabulary` no Vocabulary.
 
     Example:
