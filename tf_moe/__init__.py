@@ -1,12 +1,12 @@
 r"""Sparsely-Gated Mixture-of-Experts for TensorFlow and Keras 3 (Shazeer et al., 2017).
 
-`tf_moe.layers.SparseMoE` is the layer. `tf_moe.models` and `tf_moe.text` have the paper's networks and what feeds them,
-`tf_moe.optimizers` what trains them, `tf_moe.analysis` what tells how experts are used, `tf_moe.conversion` what makes
-a trained dense model a mixture, or a mixture smaller, `tf_moe.distribute` what splits experts over devices and goes on
-with interrupted trainings. The layer is made of `tf_moe.gates`, `tf_moe.dispatch`, `tf_moe.experts`, `tf_moe.losses`
-and `tf_moe.initializers`, which can also be used by themselves.
+`tf_moe.layers.SparseMoE` is the layer. `tf_moe.models` has the paper's networks, `tf_moe.text` their data and
+`tf_moe.optimizers` their optimizers. `tf_moe.analysis` shows how experts are used, `tf_moe.conversion` turns a trained
+dense model into a mixture or makes a mixture smaller, and `tf_moe.distribute` splits experts over devices and resumes
+interrupted training. The layer is made of `tf_moe.gates`, `tf_moe.dispatch`, `tf_moe.experts`, `tf_moe.losses` and
+`tf_moe.initializers`, which can also be used on their own.
 
-All examples are tested. Each runs as it stands, in an empty directory, after these lines:
+All examples are tested. Each runs as written, in an empty directory, after these lines:
 
 ```python
 import pathlib

@@ -22,35 +22,34 @@ class ExpertParallelStrategy(tf.distribute.Strategy):
     """Replicates a model over devices and splits its experts over the same devices, with stock `model.fit`.
 
     LSTMs, gates, embeddings and their optimizer slots are whole on every device, and each device computes its share of
-    the batch. The experts of every `SparseMoE`, and their slots, are split: each expert is on one device, or as many
-    as there are replicas, and receives the tokens of all. The number of experts, over both levels together, must be a
-    multiple of the number of shards. The numbers are those of one device, except that a `capacity_factor` is of each
-    device's tokens, and that Keras's `Dropout`, or a gate's noise of over 4 million numbers, is drawn by each device
-    for itself.
+    the batch. The experts of every `SparseMoE`, and their slots, are split: each expert is on one device, or one per
+    replica, and receives tokens from all. The number of experts, over both levels together, must be a multiple of the
+    number of shards. Results are those of one device, except that a `capacity_factor` applies to each device's tokens,
+    and that for Keras's `Dropout`, or a gate's noise of over 4 million numbers, each device draws its own.
 
     Variables are DTensors, and a step is one program over all devices: there is one logical replica
     (`num_replicas_in_sync` is 1), the batch size is that of all devices together, and losses need no scaling. Shapes
-    must be static: every new batch shape is compiled once, and each program that is compiled keeps some 20 MB for good,
-    to get around a fault of DTensor; so let batches have few lengths. A batch whose size does not divide evenly over
+    must be static: every new batch shape is compiled once, and each compiled program keeps some 20 MB for good, to work
+    around a fault of DTensor; so use few different lengths. A batch whose size does not divide evenly over
     the devices, such as the last of an epoch, is computed whole on every device, which is exact, but slower and larger.
 
-    Make the strategy before any other use of TensorFlow in a cluster of several processes. All of them then have the
-    seed of the first, that of `keras.utils.set_random_seed` or else a random one.
-    A process waits 600 seconds for the others to start, and takes one for lost after 20 seconds without a sign of life.
+    In a cluster of several processes, make the strategy before any other use of TensorFlow. All of them then have the
+    first one's seed, set by `keras.utils.set_random_seed` or else random. A process waits 600 seconds for the others to
+    start, and considers one lost after 20 seconds of silence.
 
-    Keras has no hook for some of this. So the first strategy wraps, for the whole process, what makes the functions of
-    `keras.Model` for a batch (as in `train_on_batch` and `predict`), its `save`, `save_weights` and `export`, and what
-    `keras.callbacks.ModelCheckpoint` and `BackupAndRestore` do with files; models made elsewhere work as before.
+    Keras has no hook for some of this, so the first strategy wraps, for the whole process, the methods of `keras.Model`
+    that make its batch functions (as in `train_on_batch` and `predict`), its `save`, `save_weights` and `export`, and
+    file access in `keras.callbacks.ModelCheckpoint` and `BackupAndRestore`; models made elsewhere work as before.
 
     Args:
         devices: Names such as `["GPU:0", "GPU:1"]`. Default: all GPUs, else all logical CPUs (one per machine, unless
             `tf.config.set_logical_device_configuration` makes more). In a cluster, the devices of this process.
         mesh_shape: `{"replica": r, "expert": e}` for more devices than experts can use: experts are split e ways, and
             each shard is held r times. r * e is the number of devices over all processes. Default: all in "expert".
-            DTensor splits a batch over one of the two axes, the longer one, so that other layers than `SparseMoE` are
-            computed r or e times over, whichever is less.
-        cluster_resolver: A `tf.distribute.cluster_resolver.ClusterResolver` of several processes. Default: what the
-            environment variable TF_CONFIG says, if it is there; else this process is alone. See
+            DTensor splits a batch over only one axis, the longer, so layers other than `SparseMoE` are computed
+            min(r, e) times over.
+        cluster_resolver: A `tf.distribute.cluster_resolver.ClusterResolver` of several processes. Default: from the
+            environment variable TF_CONFIG, if set; otherwise, this process alone. See
             `tf_moe.distribute.launch` for a cluster on one machine.
 
     Raises:

@@ -24,9 +24,9 @@ _CELL_ARGUMENTS = {
 class LSTM(keras.layers.LSTM):
     """Long short-term memory with an optional recurrent projection; a faster twin of keras.layers.LSTM.
 
-    The same weights give what keras.layers.LSTM gives, and weights move between the two. The loop is written for
-    training: products that do not wait for the previous step are one product for all steps, the gradient is
-    written by hand, XLA compiles it (`jit_compile=True`), and its variables may live on a DTensor mesh.
+    With the same weights it gives what keras.layers.LSTM gives, and weights move between the two. The loop is made
+    for training: products that do not depend on the previous step are one product for all steps, the gradient is
+    hand-written, XLA compiles it (`jit_compile=True`), and its variables may live on a DTensor mesh.
 
     Args:
         units: Positive integer. Width of the cell state, and of the output if `projection` is None.
@@ -36,7 +36,7 @@ class LSTM(keras.layers.LSTM):
         projection_initializer: Initializer of `projection_kernel` [units, projection]. Default "glorot_uniform".
         projection_regularizer: Regularizer of `projection_kernel`. Default None.
         projection_constraint: Constraint of `projection_kernel`. Default None.
-        use_cudnn: "auto" (default), True or False. Not False: leave the loop to Keras where Keras would run cuDNN
+        use_cudnn: "auto" (default), True or False. Unless False, Keras runs the loop where it would use cuDNN
             (a GPU, tanh and sigmoid, a bias, no recurrent dropout, no unroll) and there is no projection; XLA is
             then off, as in Keras. True raises, as in Keras, where cuDNN cannot run.
         **kwargs: The other arguments of keras.layers.LSTM, with its defaults, by keyword. `unroll=True` asks for
@@ -54,9 +54,9 @@ class LSTM(keras.layers.LSTM):
         With return_state=True a tuple of it, h [B, P] and c [B, units].
 
     Raises:
-        ValueError: If `units` is no positive integer, `projection` neither None nor one, or is given with
-            use_cudnn=True, `use_cudnn` is none of its three values, or a dropout not in 0 to 1; when called: a width
-            other than before, or a mask or an initial state that does not fit.
+        ValueError: If `units` is not a positive integer; if `projection` is neither None nor one, or comes with
+            use_cudnn=True; if `use_cudnn` is none of its three values; if a dropout is not in 0 to 1. When called: if
+            the width has changed, or a mask or initial state does not fit.
 
     Example:
         >>> tf_moe.layers.LSTM(64, projection=16, return_sequences=True)(tf.zeros([2, 20, 16])).shape

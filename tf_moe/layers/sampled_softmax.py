@@ -21,13 +21,13 @@ _missed: contextvars.ContextVar["weakref.ref[SampledSoftmax] | None"] = contextv
 
 @keras.saving.register_keras_serializable(package="tf_moe")
 class SampledSoftmax(keras.layers.Layer):
-    """Logits over a vocabulary; in training, what `SampledSoftmaxLoss` needs to do without most of them.
+    """Logits over a vocabulary; in training, the input of a `SampledSoftmaxLoss`, which computes few of them.
 
-    At evaluation and in `predict` it is a dense layer, `x kernel^T + bias`. In training it returns its input as it is,
-    and the loss computes the logits of the targets and of a sample of the vocabulary only. So losses are estimates in
-    training and exact at evaluation. Metrics of logits, such as accuracy, have no logits in training: compile without;
-    but `tf_moe.models.Perplexity` takes the loss's estimates there. It is the model's last layer, and with another loss
-    nothing of it would be trained.
+    At evaluation and in `predict` it is a dense layer, `x kernel^T + bias`. In training it returns its input
+    unchanged, and the loss computes only the logits of the targets and of a sample of the vocabulary. So losses are
+    estimates in training, exact at evaluation. Do not compile with metrics of logits, such as accuracy: they get none
+    in training. `tf_moe.models.Perplexity` then uses the loss's estimates. The layer must be the model's last; another
+    loss would train none of its weights.
 
     Weights: `kernel` `(V, D)`, a row for each word, and `bias` `(V,)`.
 

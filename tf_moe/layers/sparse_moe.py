@@ -34,77 +34,76 @@ _FIXED = {
 class SparseMoE(keras.layers.Layer):
     """Sparsely-Gated Mixture-of-Experts layer: every token is computed by k of many experts, chosen by a gate.
 
-    `y = sum_i G(x)_i E_i(x)` over the experts i that the gate G gives a weight; the others are not computed. The layer
-    works on each position of its input by itself, over all leading dimensions at once: after an LSTM with
-    `return_sequences=True` all time steps of the batch are one large batch for the experts.
+    `y = sum_i G(x)_i E_i(x)` over the experts i to which the gate G gives a weight; the others are not computed. The
+    layer treats each position of its input alone, over all leading dimensions at once: after an LSTM with
+    `return_sequences=True`, all time steps of the batch are one large batch for the experts.
 
     Masked positions take no place in any expert, count in no loss and no statistic, and come back as zeros; the mask is
     passed on. In training the layer adds its balance losses, `importance_weight * CV(importance)^2 + load_weight *
-    CV(load)^2`, over all unmasked positions: in every call, so several times where it is shared or in a
-    `TimeDistributed`, and also where it is not `trainable`, for the layers before it.
+    CV(load)^2`, over all unmasked positions. It does so in every call: several times if it is shared or in a
+    `TimeDistributed`, and even if it is not `trainable`, for the layers before it.
 
     It logs `importance_cv`, `load_cv`, `max_over_mean_load`, `dropped_fraction` and `nonfinite_fraction` as metrics
-    that start with its name, so that mixtures of a model need different names, those inside of its blocks too. Every
-    call counts until Keras begins anew with an epoch or with `evaluate`, so that of a callback that predicts too: Keras
+    that start with its name, so all mixtures of a model, even inside its blocks, need different names. Metrics cover
+    every call until Keras resets them at an epoch or at `evaluate`, including calls by a callback that predicts: Keras
     does not tell a layer who calls.
 
     A position with a NaN or an infinity, or with features that add up to 1e35 and so overflow in float32 once they meet
     weights, comes back as NaN, and otherwise counts as a masked one does: it reaches no expert, no other position, no
     loss and no gradient of the layer.
 
-    `model.quantize("int8")` makes the built-in experts' kernels 8-bit integers, for inference, and the shared expert's
-    as those of any dense layer; the gate stays in float32. `tf_moe.conversion.quantize_experts` makes a copy in which
-    just the experts are quantized. Such a layer is loaded by a `dtype` that is a `keras.dtype_policies.DTypePolicyMap`,
-    which may also be passed.
+    For inference, `model.quantize("int8")` stores the built-in experts' kernels as 8-bit integers, and quantizes the
+    shared expert like any dense layer; the gate stays in float32. `tf_moe.conversion.quantize_experts` makes a copy
+    with only the experts quantized. Such a layer is loaded with a `keras.dtype_policies.DTypePolicyMap` as its
+    `dtype`, which may also be passed.
 
-    Memory at inference is bounded, however uneven the routing. For T positions and no `capacity_factor` the built-in
-    experts' buffers have at most `1.7 k T + 48 E` rows, of at most `4 (4 D + 2 H)` bytes in float32, and the gate takes
-    at most `32 E` bytes for each position, also where all positions go to one expert. With the gates
-    "strictly_balanced" and "expert_choice", where a position may meet any number of experts, E stands for k. With a
-    `capacity_factor` there are as many rows as it says, whatever the routing.
+    Memory at inference is bounded, even if all positions go to one expert. For T positions of width D, E experts of
+    hidden width H and no `capacity_factor`, the built-in experts' buffers have at most `1.7 k T + 48 E` rows, each of
+    at most `4 (4 D + 2 H)` bytes in float32, and the gate takes at most `32 E` bytes per position. With the gates
+    "strictly_balanced" and "expert_choice", where a position may go to any number of experts, replace k by E. A
+    `capacity_factor` fixes the number of rows, whatever the routing.
 
     Args:
         num_experts: Number of experts; or a pair (groups, experts in each group) for two levels.
         expert_hidden: Width of the hidden layer of the built-in experts, each `activation(x W_1) W_2`. May be None with
             `expert`, where it has no meaning.
-        k: Number of experts for each position, or a pair, for the two levels; None where the gate leaves no choice of
-            it. Default 4.
+        k: Number of experts for each position, or a pair for two levels; None for a gate that sets it itself.
+            Default 4.
         gate: "noisy_top_k", the default (with a pair of experts, the hierarchical form of it), "strictly_balanced",
             "bias_balanced", "sinkhorn", "expert_choice", "switch", "dense_softmax", "hash"; or a `tf_moe.gates.Gate`
             made for the same `num_experts` and `k`, which may be several of one kind. Layers that were given one gate
             share it, also once their model is saved and loaded; `keras.models.clone_model` makes one for each.
-        importance_weight: Weight of the importance loss. Default None, what is right for the gate: its
-            `balance_weight`, 0.1, the paper's, for the paper's gates, and 0 for those that need no such loss.
+        importance_weight: Weight of the importance loss. Default None, the gate's own
+            `balance_weight`: 0.1 for the paper's gates, as in the paper, and 0 for those that need no such loss.
         load_weight: Weight of the load loss. Default None, as above.
         capacity_factor: None, the default, drops nothing. A number gives every expert room for that many times its fair
-            share of the positions, in static shapes; what is beyond is dropped (the expert adds zero) and counted. On a
-            mesh it is a share of each device's positions, which drops others where they are unevenly spread.
-        activation: Activation of the experts' hidden layer, without weights and with a finite derivative at 0, for some
-            rows are empty. Default "relu".
+            share of the positions, in static shapes; the excess is dropped (the expert adds zero) and counted. On a
+            mesh the share is of each device's positions, so uneven spread changes which are dropped.
+        activation: Activation of the experts' hidden layer. It must have no weights, and a finite derivative at 0, as
+            some rows are empty. Default "relu".
         output_activation: Activation of the layer's output, after the sum over experts; the paper's language models
             have "sigmoid". Default None.
         use_bias: Whether the built-in experts have biases. Default False.
         expert: None for the built-in experts; or a function without arguments that returns a new Keras layer or model
-            mapping width D to width D, called once for each expert; or a list of such layers. They treat each row by
-            itself: of `BatchNormalization` only what is frozen can be trained with. With a `capacity_factor` each gets
-            rows of zeros too, where it has fewer tokens than places. `activation`, `use_bias` and `kernel_...` have no
-            meaning for them.
+            mapping width D to width D, called once for each expert; or a list of such layers. They must treat each
+            row alone: in training, `BatchNormalization` must be frozen. With a `capacity_factor`, an expert with fewer
+            tokens than places gets rows of zeros too. `activation`, `use_bias` and `kernel_...` do not apply to them.
         recompute: Whether the experts' activations are computed again in the backward pass instead of kept. The routing
             is not: same experts, same noise. Default False.
         kernel_initializer: Initializer of each built-in expert's kernels. Default "glorot_uniform".
         kernel_regularizer: Regularizer of the built-in experts' kernels. Default None.
         kernel_constraint: Constraint of each built-in expert's kernels. Default None.
-        seed: Integer seed of what is dropped, and of the noise of a gate made from a name (a `Gate` has a seed of its
-            own); or None.
+        seed: Integer seed of dropout, and of the noise of a gate made from a name (a `Gate` has its own seed);
+            or None.
         drop_by: With a `capacity_factor`, which positions a full expert drops: "position", the last ones, or "weight",
             those with the lowest gate values. Default "position".
-        expert_dropout: Share of the built-in experts' hidden units dropped in training, where there are few tokens for
-            each expert: 0.4 was worth 1 to 3% of perplexity on texts of up to two million words. Each expert draws
-            once a step, for all of its tokens. Default 0.
+        expert_dropout: Share of the built-in experts' hidden units dropped in training; useful if each expert has few
+            tokens: 0.4 lowered perplexity by 1 to 3% on texts of up to two million words. Each expert draws once a
+            step, for all of its tokens. Default 0.
         shared_expert_hidden: Width of the hidden layer of one more expert that every token goes to, beside the k of the
-            gate: what it computes is added to the mixture, before `output_activation`. It has the activation and biases
-            of the others; of its hidden units the same share is dropped, but of each token others, since it is a dense
-            layer like any: on a mesh it is on every device, `recompute` does not cover it, and
+            gate: what it computes is added to the mixture, before `output_activation`. Its activation, use
+            of biases and dropout rate are those of the others, but it draws dropout for each token. It is an ordinary
+            dense layer: on a mesh it is on every device, `recompute` does not cover it, and
             `optimizer_for(experts=...)` does not count it among the experts. Default None, no such expert.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name` and `dtype`. The built-in experts compute in the
             layer's dtype policy, layers of `expert` in their own; gate, losses and the sum over experts in float32
@@ -112,8 +111,8 @@ class SparseMoE(keras.layers.Layer):
 
     Raises:
         ValueError: For any argument out of range, inputs that are not floating point or have rank under 2, an unknown
-            width, a mask of another shape than positions have, or a `gate_id` that is missing, not wanted, no integers
-            or of another shape.
+            width, a mask that does not have the positions' shape, or a `gate_id` that is missing, unexpected, not
+            integer or misshapen.
 
     Call arguments:
         inputs: Floating point, `(..., D)` with at least one leading dimension and D static.
@@ -121,8 +120,8 @@ class SparseMoE(keras.layers.Layer):
         training: Whether the gate draws noise and the losses are added.
         gate_id: Integers for a gate that takes them, one with `num_gates` or `tf_moe.gates.Hash`, shaped as the leading
             dimensions or the first of them: `(B, T)` for inputs `(B, T, D)` is an id for each position, `(B,)` one for
-            each sequence. A position whose id is none of 0 to `num_gates` - 1 comes back as NaN, and otherwise counts
-            as one with a NaN does, unless it is masked.
+            each sequence. Unless masked, a position whose id is not in 0 to `num_gates` - 1 comes back as NaN and
+            is treated as one with a NaN.
 
     Output shape:
         As the input, `(..., D)`.

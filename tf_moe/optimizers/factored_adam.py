@@ -13,7 +13,7 @@ from tf_moe.optimizers.factored_update import State, update, update_in_place
 
 @keras.saving.register_keras_serializable(package="tf_moe")
 class FactoredAdam(keras.optimizers.Optimizer):
-    """Adam that keeps row and column averages of the squared gradient instead of all of it, and no momentum.
+    """Adam that keeps only row and column averages of the squared gradient and, by default, no momentum.
 
     For a matrix, and for each matrix of a stacked weight `(E, D, H)` by itself, the second moment is estimated as
 
@@ -24,9 +24,9 @@ class FactoredAdam(keras.optimizers.Optimizer):
     w -= learning_rate * m / (sqrt(v) + epsilon)        with m = g where beta_1 is 0
     ```
 
-    with Adam's corrections for the averages' start. A bank of E experts of D x H keeps E (D + H) numbers where Adam
-    keeps 2 E D H. Vectors, and stacks of vectors such as the experts' biases, keep the whole second moment. Weights
-    in half precision have all this in float32, and so is the arithmetic.
+    with Adam's bias corrections. A bank of E experts of D x H keeps E (D + H) numbers where Adam
+    keeps 2 E D H. Vectors, and stacks of vectors such as the experts' biases, keep the whole second moment. For
+    half-precision weights, all this and the arithmetic are in float32.
 
     Args:
         learning_rate: A float, a `keras.optimizers.schedules.LearningRateSchedule` or a callable. Default 0.001.
