@@ -2,6 +2,7 @@ import itertools
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tests.base import TestCase
 from tf_moe.experts import FeedForward
@@ -38,6 +39,12 @@ class SharedExpertTest(TestCase):
         hidden = keras.Sequential(expert.layers[:2])(x, training=True).numpy()
         self.assertNotAllEqual(hidden[0], hidden[1])
         self.assertBetween(second, 1, UNITS - 1)
+
+    def test_gradient_of_biases_in_half_precision(self):
+        expert = self.make(activation="linear", dtype="mixed_bfloat16")
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.cast(expert(tf.ones([4096, WIDTH])), "float32"))
+        self.assertAllEqual(tape.gradient(loss, expert.layers[2].bias.value), [4096.0] * WIDTH)
 
     def test_each_kernel_has_its_own_settings(self):
         """Regularizer and constraint are of both; an initializer without a seed gives them different numbers."""

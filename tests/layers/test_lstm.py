@@ -132,6 +132,23 @@ class TwinTest(TestCase):
                 self.assertEqual(gradient.dtype, tf.float32)
                 self.assertGreater(np.abs(gradient).max(), 0)
 
+    def test_gradient_of_a_bias_over_many_steps(self):
+        inputs = self.normal(64, 64, D)
+        gradients = {}
+        for policy in ("float32", "mixed_bfloat16", "mixed_float16"):
+            for projection in (None, 2):
+                layer = LSTM(UNITS, projection=projection, return_sequences=True, dtype=policy)
+                layer.build(inputs.shape)
+                rng = np.random.default_rng(5)
+                for weight in layer.trainable_weights:
+                    weight.assign(rng.normal(0, 0.3, weight.shape))
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_sum(tf.cast(layer(inputs, training=True), "float32"))
+                gradients[policy, projection] = tape.gradient(loss, layer.cell.bias.value)
+        for (policy, projection), gradient in gradients.items():
+            expected = gradients["float32", projection]
+            self.assertLess(tf.norm(gradient - expected), 0.02 * tf.norm(expected), policy)
+
     def test_float64(self):
         inputs = self.normal(B, T, D, dtype="float64")
         expected, found = (layer(inputs) for layer in self.twins(dtype="float64"))

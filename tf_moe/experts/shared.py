@@ -1,8 +1,10 @@
 """The expert that every token goes to."""
 
 import keras
+import tensorflow as tf
 
 from tf_moe.initializers import of_stream
+from tf_moe.ops.bias import add_bias
 
 HIDDEN_STREAM, OUTPUT_STREAM = 2, 3  # those of the other experts' kernels are 0 and 1, see `FeedForward`
 
@@ -36,7 +38,7 @@ def shared_expert(
     """
 
     def dense(name, units, activation, stream):
-        return keras.layers.Dense(
+        return _Dense(
             units,
             activation,
             use_bias=use_bias,
@@ -52,3 +54,16 @@ def shared_expert(
     network = keras.Sequential(layers, name="shared_expert")
     network.build((None, width))
     return network
+
+
+class _Dense(keras.layers.Dense):
+    """A keras.layers.Dense whose bias has the right gradient in half precision, see `add_bias`."""
+
+    def call(self, inputs, training=None):
+        outputs = tf.matmul(inputs, tf.convert_to_tensor(self.kernel))
+        if self.bias is not None:
+            outputs = add_bias(outputs, tf.convert_to_tensor(self.bias))
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        return super().quantize(mode, type_check=False, config=config)  # Keras's check refuses all subclasses

@@ -7,8 +7,9 @@ import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.layers.attention import Attention, masked_softmax
-from tf_moe.layers.frozen import freeze, frozen_config
+from tf_moe.layers.frozen import freeze, frozen_config, without_frozen
 from tf_moe.layers.lstm_cell import LSTMCell
+from tf_moe.ops.bias import add_bias
 from tf_moe.recurrence.buffers import buffers_for
 from tf_moe.recurrence.gates import gates_for
 from tf_moe.recurrence.steps import rows_of_zeros, scan_steps
@@ -124,7 +125,7 @@ class AttentiveLSTM(keras.layers.Layer):
 
         kernel, width = tf.convert_to_tensor(cell.kernel), inputs.shape[-1]
         z = buffers.product(tf.transpose(inputs, [1, 0, 2]), kernel[:width])
-        z = tf.nn.bias_add(z, tf.convert_to_tensor(cell.bias))
+        z = add_bias(z, tf.convert_to_tensor(cell.bias))
         keys = attention.keys(source)
         matrices = {
             "recurrent": tf.concat([tf.convert_to_tensor(cell.recurrent_kernel), kernel[width:]], 0),
@@ -209,8 +210,7 @@ class AttentiveLSTM(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config):
-        config = dict(config)
-        frozen = tuple(config.pop("frozen", ()))
+        config, frozen = without_frozen(config)
         layer = cls(**config)
         layer._frozen = frozen
         return layer

@@ -4,7 +4,9 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
+from tf_moe.initializers import Initializer
 from tf_moe.layers.lstm_cell import LSTMCell
+from tf_moe.ops.bias import add_bias
 from tf_moe.recurrence.buffers import buffers_for
 from tf_moe.recurrence.gates import gates_for
 from tf_moe.recurrence.scan import lstm_scan
@@ -22,7 +24,7 @@ _CELL_ARGUMENTS = {
 
 @keras.saving.register_keras_serializable(package="tf_moe")
 class LSTM(keras.layers.LSTM):
-    """Long short-term memory with an optional recurrent projection; a faster twin of keras.layers.LSTM.
+    """Long short-term memory with an optional recurrent projection, in the place of keras.layers.LSTM.
 
     With the same weights it gives what keras.layers.LSTM gives, and weights move between the two. The loop is made
     for training: products that do not depend on the previous step are one product for all steps, the gradient is
@@ -70,14 +72,14 @@ class LSTM(keras.layers.LSTM):
         self,
         units: int,
         projection: int | None = None,
-        projection_initializer="glorot_uniform",
-        projection_regularizer=None,
-        projection_constraint=None,
+        projection_initializer: Initializer = "glorot_uniform",
+        projection_regularizer: str | keras.regularizers.Regularizer | None = None,
+        projection_constraint: str | keras.constraints.Constraint | None = None,
         use_cudnn: bool | str = "auto",
         **kwargs,
     ):
         if use_cudnn != "auto" and not isinstance(use_cudnn, bool):
-            raise ValueError(f"Received: use_cudnn={use_cudnn!r}. Pass 'auto', True or False.")
+            raise ValueError(f"use_cudnn must be 'auto', True or False. Received: use_cudnn={use_cudnn!r}.")
         if use_cudnn is True and projection is not None:
             raise ValueError(
                 f"cuDNN's LSTM has no projection here. Received: projection={projection}, use_cudnn=True. "
@@ -171,7 +173,7 @@ class LSTM(keras.layers.LSTM):
             z = tf.concat([product(sequences * mask, part) for mask, part in gates], axis=-1)
         else:
             z = product(sequences, kernel)
-        return z if self.cell.bias is None else tf.nn.bias_add(z, tf.convert_to_tensor(self.cell.bias))
+        return z if self.cell.bias is None else add_bias(z, tf.convert_to_tensor(self.cell.bias))
 
     def _uses_cudnn(self):
         """Whether keras.layers.LSTM would run on cuDNN here, and this layer can let it."""
