@@ -37,8 +37,11 @@ class CVSquaredTest(TestCase):
 
     def test_does_not_depend_on_the_scale(self):
         x = self.rng.uniform(0.1, 3.0, 9)
-        for scale in (1e-6, 1e6):
+        for scale in (1e-25, 1e-6, 1e6, 1e25):
             self.assertAllClose(cv_squared(x * scale), references.cv_squared(x), rtol=1e-4)
+            (slope,) = gradient_of(cv_squared, x * scale)
+            expected = references.gradients(references.cv_squared, [x])[0]
+            self.assertAllClose(slope * scale, expected, rtol=1e-3, atol=1e-5)
 
     def test_zeros_give_zero_and_finite_gradient(self):
         self.assertEqual(float(cv_squared(tf.zeros(5))), 0.0)

@@ -26,6 +26,8 @@ def cv_squared(x: tf.Tensor) -> tf.Tensor:
     Reference: section 4, equation 7, of Shazeer et al. (2017).
     """
     x = tf.cast(x, tf.float32)
+    # It does not depend on the unit. In this one no square leaves the range of float32.
+    x = tf.math.divide_no_nan(x, tf.stop_gradient(tf.reduce_max(tf.abs(x))))
     mean = tf.reduce_mean(x)
     variance = tf.reduce_mean(tf.square(x - mean))
     return tf.math.divide_no_nan(variance, tf.square(mean))

@@ -55,6 +55,19 @@ class StrictlyBalancedTest(TestCase):
         self.assertAllEqual(slope[2], np.zeros(3))  # row 2 of the kernel is token 2's
         self.assertGreater(np.abs(slope[:2]).max(), 0.01)
 
+    def test_logits_far_apart(self):
+        """Where the softmax is 0 in float32 for all that is chosen, each is still its share of their sum."""
+        gate = StrictlyBalanced(4, 2)
+        gate.build((None, 1))
+        for gap in (10.0, 200.0):
+            gate.kernel.assign([[0, -gap, -gap, -gap]])
+            routing = gate(tf.ones([4, 1]), training=True)
+            # Beside expert 0, the weight of expert 2 is e^-gap, which at 200 is 0 in float32.
+            self.assertAllEqual(routing.load, [2, 2, 2 if gap < 100 else 0, 2])
+            self.assertAllClose(tf.reduce_sum(routing.combine_weights, axis=1), np.ones(4))
+            # Expert 0 takes tokens 0 and 1, 1 takes 2 and 3, 2 takes 0 and 1, 3 takes 2 and 3.
+            self.assertAllClose(dense(routing, 4)[2:], [[0, 0.5, 0, 0.5]] * 2)
+
     def test_token_that_no_expert_takes_of_two(self):
         # Tokens 0 and 1 please all four experts more than token 2, as far as a softmax can: k = 2, m = 2 * 4 / 4 = 2.
         scores = np.array([[0.4, 0.4, 0.1, 0.1], [0.4, 0.4, 0.1, 0.1], [0.25] * 4, [0.1, 0.1, 0.4, 0.4]])

@@ -66,7 +66,8 @@ class StrictlyBalanced(LinearGate):
             loss += threshold_loss(tf.stop_gradient(scores), thresholds, chosen, mask)
         else:
             chosen = scores > thresholds
-        gates = mask_rows(scores * tf.cast(chosen, tf.float32), mask)
         if self.k > 1:
-            gates = tf.math.divide_no_nan(gates, tf.reduce_sum(gates, axis=-1, keepdims=True))
+            # S M over its sum is the softmax of what is chosen, which is right where all of S that is chosen is 0.
+            scores = tf.nn.softmax(tf.where(chosen, logits, logits.dtype.min), axis=-1)
+        gates = mask_rows(scores * tf.cast(chosen, tf.float32), mask)
         return routing_of(gates, loss)
