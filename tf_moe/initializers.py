@@ -1,6 +1,7 @@
 """Initial values for weights that are stacked over experts."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -21,6 +22,8 @@ _SHAPE_FREE = (
     keras.initializers.RandomUniform,
     keras.initializers.TruncatedNormal,
 )
+
+Initializer = str | dict | Callable | keras.initializers.Initializer
 
 
 @keras.saving.register_keras_serializable(package="tf_moe")

@@ -6,6 +6,7 @@ from tf_moe.gates import (
     BiasBalanced,
     DenseSoftmax,
     ExpertChoice,
+    Gate,
     Hash,
     Hierarchical,
     NoisyTopK,
@@ -18,6 +19,10 @@ from tf_moe.gates import (
 class GatesTest(BadInput):
     @parameterized.named_parameters(
         ("noisy_k", lambda: NoisyTopK(4, 5), ValueError, "k=5, num_experts=4. Pass k<=4"),
+        ("base_k", lambda: Gate(4, 9), ValueError, "k=9, num_experts=4"),
+        ("base_text", lambda: Gate("4", 2), ValueError, "num_experts='4'"),
+        ("base_levels", lambda: Gate((2, 4), 2), ValueError, "k must be a pair"),
+        ("dtype", lambda: NoisyTopK(4, 2, dtype="float64"), ValueError, "float32 alone.*dtype='float64'"),
         ("noisy_pair", lambda: NoisyTopK((2, 2), 1), ValueError, r"num_experts=\(2, 2\)"),
         ("noisy_seed", lambda: NoisyTopK(4, 2, seed="a"), ValueError, "seed='a'"),
         ("noisy_initializer", lambda: NoisyTopK(4, 2, kernel_initializer="no_such"), ValueError, "no_such"),

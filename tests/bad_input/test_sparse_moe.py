@@ -123,15 +123,20 @@ class SparseMoETest(BadInput):
         self.check(call, error, pattern)
 
     @parameterized.parameters(
-        ("k", 1), ("num_experts", 4), ("expert_hidden", 9), ("activation", "gelu"), ("use_bias", True)
+        ("k", 1), ("num_experts", 4), ("expert_hidden", 9), ("activation", "gelu"), ("use_bias", True), ("seed", 3)
     )
     def test_what_is_fixed(self, name, value):
         """Set afterwards, it would be in a copy and in a file, but not in the layer."""
         for layer in (moe(), moe(gate=NoisyTopK(8, 2))):
             pattern = f"{name} of a SparseMoE is fixed.*{name}={value!r}.*from_config"
             self.check(lambda layer=layer: setattr(layer, name, value), AttributeError, pattern)
-        if name in ("k", "num_experts"):
+        if name in ("k", "num_experts", "seed"):
             self.check(lambda: setattr(layer.gate, name, value), AttributeError, "of a NoisyTopK is fixed")
+
+    def test_capacity_set_later(self):
+        layer = moe()
+        self.check(lambda: setattr(layer, "capacity_factor", -1), ValueError, "capacity_factor=-1")
+        self.assertIsNone(layer.capacity_factor)
 
     def test_another_width_than_built_for(self):
         layer = moe()

@@ -54,6 +54,17 @@ class ModelsTest(TestCase):
         history = model.fit(x, x, epochs=12, verbose=0).history["loss"]
         self.assertLess(history[-1], history[0])
 
+    @parameterized.parameters("float64", "bfloat16")
+    def test_trains_under_any_floatx(self, floatx):
+        """The losses of layer and gate are added to that of the model, which has that dtype."""
+        self.addCleanup(keras.config.set_floatx, "float32")
+        keras.config.set_floatx(floatx)
+        gate = tf_moe.gates.NoisyTopK(4, 2, z_loss_weight=0.1)
+        model = keras.Sequential([keras.Input((5, 8)), SparseMoE(4, 6, k=2, gate=gate)])
+        model.compile("sgd", "mse")
+        x = tf.cast(self.normal(3, 5, 8), floatx)
+        self.assertTrue(np.isfinite(model.train_on_batch(x, x)))
+
     def test_every_kind_fits_evaluates_predicts(self):
         """All in one model, each with an output of its own: one training, instead of one for each, is traced."""
         inputs = keras.Input((None,), dtype="int32")

@@ -25,6 +25,23 @@ class SavingTest(TestCase):
         again.set_weights(layer.get_weights())
         self.assertAllClose(layer(x), again(x))
 
+    def test_config_holds_what_was_set_on_a_named_gate(self):
+        layer = SparseMoE(4, 5, k=2)
+        self.assertEqual(layer.get_config()["gate"], "noisy_top_k")
+        layer.gate.trainable = False
+        self.assertEqual(layer.get_config()["gate"], "noisy_top_k")
+        layer.gate.z_loss_weight = 0.5
+        self.assertEqual(SparseMoE.from_config(layer.get_config()).gate.z_loss_weight, 0.5)
+
+    def test_a_capacity_set_later(self):
+        layer = SparseMoE(4, k=2, expert=lambda: keras.layers.Dense(3))
+        self.assertFalse(layer.supports_jit)
+        layer.capacity_factor = 1.5
+        self.assertTrue(layer.supports_jit)
+        self.assertEqual(SparseMoE.from_config(layer.get_config()).capacity_factor, 1.5)
+        layer.capacity_factor = None
+        self.assertFalse(layer.supports_jit)
+
     @every_kind
     def test_clone(self, arguments):
         model = recurrent_model(arguments)

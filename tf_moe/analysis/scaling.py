@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from tf_moe import checks
-from tf_moe.gates.gate import check_choice, check_levels
+from tf_moe.gates.gate import check_numbers
 from tf_moe.ops.grouped_mesh import sizes
 
 __all__ = ["StepCost", "format_costs", "step_cost"]
@@ -130,8 +130,7 @@ def step_cost(
 
     Reference: sections 3.1 and 3.2 of Shazeer et al. (2017).
     """
-    two_levels = isinstance(num_experts, (tuple, list)) or isinstance(k, (tuple, list))
-    num_experts, k = (check_levels if two_levels else check_choice)(num_experts, k)
+    num_experts, k = check_numbers(num_experts, k)
     positive = {"width": width, "expert_hidden": expert_hidden, "tokens": tokens, "shards": shards}
     positive |= {"replicas": replicas, "number_bytes": number_bytes, "parameter_bytes": parameter_bytes}
     for name, value in positive.items():
@@ -139,6 +138,7 @@ def step_cost(
     for name, value in {"dense_parameters": dense_parameters, "table_parameters": table_parameters}.items():
         checks.integer(name, value, least=0)
     checks.at_least_zero("slots", slots)
+    two_levels = isinstance(num_experts, tuple)
     groups, per_group = num_experts if two_levels else (0, num_experts)
     n, total_k, devices = (groups or 1) * per_group, math.prod(k) if two_levels else k, shards * replicas
     if n % shards or tokens % devices:

@@ -1,12 +1,14 @@
 """The bank of feed-forward experts, their weights stacked."""
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.experts.constraints import ConstrainEach
 from tf_moe.experts.quantized import QuantizableBank, matmul_each
-from tf_moe.initializers import PerExpert
+from tf_moe.initializers import Initializer, PerExpert
 from tf_moe.mesh.groups import Groups
 from tf_moe.mesh.move import Exchange
 from tf_moe.mesh.noise import next_seed, uniform
@@ -39,12 +41,12 @@ class FeedForward(QuantizableBank):
             must be finite: of rows, which may be empty places, some are zeros.
         use_bias: Whether both layers have biases. Default False.
         recompute: Whether hidden activations are computed again in the backward pass instead of kept. Default False.
-        dropout: Share of hidden units dropped in training. Default 0. Each expert draws once a step, for all of its
-            rows: so the numbers do not depend on where rows stand, on which device, or how often they are computed.
-        seed: Integer seed of what is dropped, or None.
         kernel_initializer: Initializer of each expert's kernels, as if they were not stacked. Default "glorot_uniform".
         kernel_regularizer: Regularizer of the stacked kernels. Default None.
         kernel_constraint: Constraint of each expert's kernels. Default None.
+        dropout: Share of hidden units dropped in training. Default 0. Each expert draws once a step, for all of its
+            rows: so the numbers do not depend on where rows stand, on which device, or how often they are computed.
+        seed: Integer seed of what is dropped, or None.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
@@ -72,14 +74,14 @@ class FeedForward(QuantizableBank):
         self,
         num_experts: int,
         hidden: int,
-        activation="relu",
+        activation: str | Callable | None = "relu",
         use_bias: bool = False,
         recompute: bool = False,
+        kernel_initializer: Initializer = "glorot_uniform",
+        kernel_regularizer: str | keras.regularizers.Regularizer | None = None,
+        kernel_constraint: str | keras.constraints.Constraint | None = None,
         dropout: float = 0.0,
         seed: int | None = None,
-        kernel_initializer="glorot_uniform",
-        kernel_regularizer=None,
-        kernel_constraint=None,
         **kwargs,
     ):
         kwargs.setdefault("name", "experts")

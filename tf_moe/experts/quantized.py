@@ -109,7 +109,7 @@ class QuantizableBank(keras.layers.Layer):
         """Make the kernels 8-bit integers in place, for inference only; `model.quantize` calls it.
 
         Args:
-            mode: "int8"; of the NotImplementedError for others `model.quantize` makes a warning.
+            mode: "int8". Others raise NotImplementedError, which `model.quantize` turns into a warning.
             type_check: Ignored.
             config: A `keras.quantizers.Int8QuantizationConfig`. Of it the weight_quantizer counts: rows are never
                 quantized.

@@ -41,11 +41,14 @@ Example:
 8
 """
 
-# Those that leave no choice of k.
-_WITH_K = {"switch", "dense_softmax"}
 
-
-def get(identifier, num_experts, k, seed: int | None = None, **options) -> Gate:
+def get(
+    identifier: str | dict | Gate,
+    num_experts: int | tuple[int, int],
+    k: int | tuple[int, int] | None,
+    seed: int | None = None,
+    **options,
+) -> Gate:
     """The gate for an identifier.
 
     Args:
@@ -94,10 +97,11 @@ def get(identifier, num_experts, k, seed: int | None = None, **options) -> Gate:
             f"gate={identifier!r} has one level. Received: num_experts={num_experts!r}, k={k!r}. Pass numbers, or "
             "gate='noisy_top_k' for two levels."
         )
-    if k is None and identifier not in _WITH_K:
+    if k is None and GATES[identifier].chooses_k:
+        without = sorted(name for name, gate in GATES.items() if not gate.chooses_k)
         raise ValueError(
             f"gate={identifier!r} needs k, the number of experts for each token. Received: k=None, which is for "
-            f"{' and '.join(sorted(_WITH_K))}, and for a gate passed in."
+            f"{' and '.join(without)}, and for a gate passed in."
         )
     return GATES[identifier](num_experts, k, seed=seed, **options)
 

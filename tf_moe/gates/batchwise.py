@@ -56,13 +56,13 @@ def batchwise_choice(scores: tf.Tensor, k: int, mask: tf.Tensor | None = None) -
     return tf.scatter_nd(tf.stack([token, expert], axis=-1), tf.ones_like(token, tf.bool), [size, num_experts])
 
 
-def routing_of(gates: tf.Tensor, loss: tf.Tensor | float = 0.0) -> Routing:
+def routing_of(gates: tf.Tensor, loss: tf.Tensor | float = 0.0, keep_all: bool = False) -> Routing:
     """The `Routing` of gate values `(T, E)`, zero where an expert is not chosen.
 
-    It has K choices, K being the most experts of a token in this step; E where shapes must be static.
+    It has K choices, K being the most experts of a token in this step; E to `keep_all`, or where shapes must be static.
     """
     load = tf.reduce_sum(tf.cast(tf.stop_gradient(gates) > 0, tf.float32), axis=0)
-    if compiled_by_xla() or current_shards():
+    if keep_all or compiled_by_xla() or current_shards():
         index, weights = every_choice(gates)
     else:
         most = tf.reduce_max(tf.math.count_nonzero(gates, axis=-1, dtype=tf.int32), axis=0)

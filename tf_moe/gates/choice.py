@@ -1,14 +1,17 @@
 """The choice of k out of many logits, shared by the gates that choose for each token."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
-from tf_moe.gates.gate import sum_over_tokens
+from tf_moe.gates.gate import mask_rows, sum_over_tokens
+from tf_moe.gates.several import products
 from tf_moe.mesh.noise import Noise
 from tf_moe.mesh.shards import current_shards
 from tf_moe.ops.chosen import read_at, top_k
 from tf_moe.ops.chosen_probability import top_k_probability
 from tf_moe.ops.noisy_top_k import noisy_top_k
-from tf_moe.ops.ties import top_k_spread
+from tf_moe.ops.ties import code_tokens, top_k_spread
 from tf_moe.ops.xla import compiled_by_xla
 
 NORMALIZE = ("chosen", "all")
@@ -28,6 +31,41 @@ def check_normalize(value: str) -> str:
 def by_parts(num_experts: int, k: int, normalize: str) -> bool:
     """Whether `choose_noisy` keeps no matrices `(T, E)` but its logits, outside of XLA and a mesh."""
     return num_experts >= BY_PARTS_FROM and k < num_experts and not _needs_all(k, normalize)
+
+
+def choose_by_kernels(
+    inputs: tf.Tensor,
+    kernels: Sequence[tf.Tensor],
+    k: int,
+    normalize: str,
+    noise: Noise | None = None,
+    mask: tf.Tensor | None = None,
+    gate_id: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    """The choice of tokens times W_g, and with noise W_noise.
+
+    Args:
+        inputs: `(T, D)`.
+        kernels: W_g, and with noise W_noise too, as `products` takes them.
+        k: Number of experts chosen.
+        normalize: See `softmax_of_chosen`.
+        noise: Of which the numbers come, in training; or None.
+        mask: Optional bool `(T,)`.
+        gate_id: See `products`.
+
+    Returns:
+        clean_logits: `(T, E)`.
+        expert_index: Int32 `(T, k)`.
+        weights: `(T, k)`, zero for masked tokens.
+        load: With noise the estimate, see `choose_noisy`; else None.
+    """
+    clean_logits, *noise_logits = products(inputs, kernels, gate_id)
+    if noise is None:
+        index, weights = choose(clean_logits, code_tokens(inputs), k, normalize)
+        load = None
+    else:
+        index, weights, load = choose_noisy(clean_logits, *noise_logits, noise, k, normalize, mask)
+    return clean_logits, index, mask_rows(weights, mask), load
 
 
 def choose_noisy(

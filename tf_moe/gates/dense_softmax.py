@@ -4,11 +4,11 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.gates.batchwise import every_choice
-from tf_moe.gates.gate import Initializer, mask_rows
+from tf_moe.gates.batchwise import routing_of
+from tf_moe.gates.gate import mask_rows
 from tf_moe.gates.linear import LinearGate, check_fixed
 from tf_moe.gates.routing import Routing
-from tf_moe.losses import importance
+from tf_moe.initializers import Initializer
 
 
 @keras.saving.register_keras_serializable(package="tf_moe")
@@ -43,6 +43,7 @@ class DenseSoftmax(LinearGate):
     """
 
     balance_weight = 0.0
+    chooses_k = False
 
     def __init__(
         self,
@@ -59,7 +60,5 @@ class DenseSoftmax(LinearGate):
 
     def call(self, inputs, mask=None, training=False, gate_id=None) -> Routing:
         logits = self.logits(inputs, gate_id)
-        index, weights = every_choice(mask_rows(tf.nn.softmax(logits, axis=-1), mask))
-        load = tf.reduce_sum(tf.cast(tf.stop_gradient(weights) > 0, tf.float32), axis=0)
-        loss = self.weighted_z_loss(logits, mask, training)
-        return Routing(index, weights, None, importance(weights), load, loss)
+        gates = mask_rows(tf.nn.softmax(logits, axis=-1), mask)
+        return routing_of(gates, self.weighted_z_loss(logits, mask, training), keep_all=True)

@@ -1,7 +1,6 @@
 """The base class of gates."""
 
 import contextlib
-from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -9,11 +8,12 @@ import tensorflow as tf
 from tf_moe import checks
 from tf_moe.gates.ids import attached_mask, spread_ids
 from tf_moe.gates.routing import Routing
-from tf_moe.initializers import PerExpert
+from tf_moe.initializers import Initializer, PerExpert
 from tf_moe.mesh.noise import Noise, between_0_and_1, next_seed
 from tf_moe.mesh.shards import computed_where, current_shards
 
-_FIXED = {"num_experts", "k", "num_gates"}
+# Set afterwards, a copy or a file would have it, but not what the gate was built with.
+_FIXED = {"num_experts", "k", "num_gates", "seed", "noisy", "kernel_initializer", "noise_kernel_initializer"}
 
 
 class Gate(keras.layers.Layer):
@@ -38,12 +38,12 @@ class Gate(keras.layers.Layer):
         k: Number of experts chosen for a token, 1 to `num_experts`; a pair for two levels.
         seed: Integer seed of the noise, or None for a different one in every program.
         num_gates: Number of gates G; None, the default, is one gate that takes no `gate_id`.
-        **kwargs: `name` and other arguments of `keras.layers.Layer`, but not `dtype`.
+        **kwargs: `name` and other arguments of `keras.layers.Layer`; of `dtype`, only "float32".
 
     Raises:
-        ValueError: If `num_experts`, `k` or `num_gates` is out of range, `seed` no integer, or when called: inputs that
-            are not floating point `(T, D)`, a mask of another shape than `(T,)`, a `gate_id` that is missing, not
-            wanted, of another shape or no integers.
+        ValueError: If `num_experts`, `k` or `num_gates` is out of range, `seed` no integer, `dtype` another, or when
+            called: inputs that are not floating point `(T, D)`, a mask of another shape than `(T,)`, a `gate_id` that
+            is missing, not wanted, of another shape or no integers.
 
     Call arguments:
         inputs: `(T, D)`.
@@ -56,6 +56,7 @@ class Gate(keras.layers.Layer):
     Attributes:
         balance_weight: Weight of each of the two balance losses of a `SparseMoE` that was not given others: 0.1, the
             paper's, and 0 for a gate that needs no such loss.
+        chooses_k: Whether k is for the user to choose. A gate for which it is False takes None for it.
         can_be_several: Whether there can be `num_gates`. A gate for which it is True makes its kernels by `add_kernel`,
             multiplies with them by `tf_moe.gates.several.products`, and has the argument `gate_id` in `call`; of a
             `LinearGate` only the last is left to do.
@@ -74,8 +75,8 @@ class Gate(keras.layers.Layer):
             weights = tf.fill(tf.shape(index), 1 / self.k)
             if mask is not None:
                 weights = tf.where(mask[:, None], weights, 0.0)
-            load = tf.math.bincount(tf.reshape(index, [-1]), tf.reshape(weights, [-1]), self.num_experts)
-            return tf_moe.gates.Routing(index, weights, None, load, load * self.k)
+            importance = tf.math.bincount(tf.reshape(index, [-1]), tf.reshape(weights, [-1]), self.num_experts)
+            return tf_moe.gates.Routing(index, weights, None, importance, load=importance * self.k)
 
     layer = tf_moe.layers.SparseMoE(4, expert_hidden=16, k=2, gate=ByFirstFeature(4, 2))
     outputs = layer(tf.random.normal([5, 8]))
@@ -86,14 +87,23 @@ class Gate(keras.layers.Layer):
     """
 
     balance_weight = 0.1
+    chooses_k = True
     can_be_several = False
 
-    def __init__(self, num_experts, k, seed: int | None = None, num_gates: int | None = None, **kwargs):
+    def __init__(
+        self,
+        num_experts: int | tuple[int, int],
+        k: int | tuple[int, int],
+        seed: int | None = None,
+        num_gates: int | None = None,
+        **kwargs,
+    ):
         kwargs.setdefault("name", "gate")
-        kwargs.pop("dtype", None)
+        dtype = kwargs.pop("dtype", None)
+        if dtype is not None and keras.dtype_policies.get(dtype).name != "float32":
+            raise ValueError(f"A gate computes in float32 alone. Received: dtype={dtype!r}. Leave it out.")
         super().__init__(dtype="float32", **kwargs)
-        self.num_experts = plain(num_experts)
-        self.k = plain(k)
+        self.num_experts, self.k = check_numbers(num_experts, k)
         self.num_gates = None if num_gates is None else checks.integer("num_gates", num_gates)
         if num_gates is not None and not self.can_be_several:
             raise ValueError(f"{type(self).__name__} cannot be several gates. Received: num_gates={num_gates}.")
@@ -162,7 +172,7 @@ class Gate(keras.layers.Layer):
             return tf.ones_like(gate_id, tf.bool)
         return (gate_id >= 0) & (gate_id < self.num_gates)
 
-    def add_kernel(self, name: str, shape: tuple[int, int], initializer: "Initializer") -> keras.Variable:
+    def add_kernel(self, name: str, shape: tuple[int, int], initializer: Initializer) -> keras.Variable:
         """A weight of this shape; `(G, ...)` where there are several gates, each gate's slice drawn by itself."""
         if self.num_gates is not None:
             shape, initializer = (self.num_gates, *shape), PerExpert(initializer)
@@ -208,6 +218,14 @@ def check_choice(num_experts: int, k: int, of: str = "num_experts") -> tuple[int
     return num_experts, k
 
 
+def check_numbers(
+    num_experts: int | tuple[int, int], k: int | tuple[int, int]
+) -> tuple[int | tuple[int, int], int | tuple[int, int]]:
+    """Both, for one level or two; raises ValueError unless so many can be chosen."""
+    two_levels = isinstance(num_experts, (tuple, list)) or isinstance(k, (tuple, list))
+    return (check_levels if two_levels else check_choice)(num_experts, k)
+
+
 def check_levels(num_experts: tuple[int, int], k: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """Both pairs; raises ValueError unless they are pairs, and of each level so many can be chosen."""
     for name, value in (("num_experts", num_experts), ("k", k)):
@@ -237,6 +255,3 @@ def sum_over_tokens(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         return tf.reduce_sum(values, axis=0)
     # As a product, since the masked matrix would be one more of that size to write and read.
     return tf.squeeze(tf.matmul(tf.expand_dims(tf.cast(mask, values.dtype), 0), values), 0)
-
-
-Initializer = str | Callable | keras.initializers.Initializer

@@ -30,9 +30,9 @@ class Hash(Gate):
     Of any vocabulary of ids 0 to V - 1, every expert has the same number, within one; how many tokens these are is up
     to how often they come. Ids that are some 2^18 / k apart have the same experts (`period`).
 
-    Without `gate_id`, the code of a token's content stands for its id: the number that breaks ties in other gates, from
-    which features are larger than their neighbour. Equal tokens have the same experts and tokens that differ slightly
-    mostly too, but that is no word's id: a word's vector changes while the layers below learn, and with its context.
+    Without `gate_id`, a code of the token's content stands for its id: the one that breaks ties in other gates, made by
+    comparing neighbouring features. Equal tokens have the same experts, and slightly different ones mostly do; but it
+    is no word's id, for a word's vector changes while the layers below learn, and with its context.
 
     There are no weights. Since nothing is to be learned from them, a `SparseMoE` with this gate has no balance losses
     unless it is given weights for them.

@@ -4,11 +4,10 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.gates.choice import check_normalize, choose, choose_noisy, choose_with_noise
-from tf_moe.gates.gate import Gate, Initializer, check_levels, mask_rows
+from tf_moe.gates.choice import check_normalize, choose, choose_by_kernels, choose_with_noise
+from tf_moe.gates.gate import Gate, check_levels
 from tf_moe.gates.routing import Routing, count_by_expert
-from tf_moe.gates.several import products
-from tf_moe.initializers import PerExpert
+from tf_moe.initializers import Initializer, PerExpert
 from tf_moe.losses import z_loss
 from tf_moe.ops.by_group import matmul_by_group
 from tf_moe.ops.sums import sum_by_group, sum_rows_by_group
@@ -117,15 +116,8 @@ class Hierarchical(Gate):
 
     def _choose_groups(self, inputs, mask, noisy, gate_id):
         """First level: clean logits (T, a), groups and weights (T, k0), and with noise the load (a,)."""
-        if not noisy:
-            (clean_logits,) = products(inputs, [self.kernel], gate_id)
-            index, weights = choose(clean_logits, code_tokens(inputs), self.k[0], self.normalize)
-            return clean_logits, index, mask_rows(weights, mask), None
-        clean_logits, noise_logits = products(inputs, [self.kernel, self.noise_kernel], gate_id)
-        index, weights, load = choose_noisy(
-            clean_logits, noise_logits, self.new_noise(), self.k[0], self.normalize, mask
-        )
-        return clean_logits, index, mask_rows(weights, mask), load
+        kernels, noise = ([self.kernel, self.noise_kernel], self.new_noise()) if noisy else ([self.kernel], None)
+        return choose_by_kernels(inputs, kernels, self.k[0], self.normalize, noise, mask, gate_id)
 
     def _choose_experts(self, inputs, group, group_weights, noisy, gate_id):
         """Second level: clean logits (T * k0, b), experts and weights (T, k0, k1), and with noise the loads (a, b)."""

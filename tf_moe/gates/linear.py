@@ -4,8 +4,9 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.gates.gate import Gate, Initializer, check_choice
+from tf_moe.gates.gate import Gate, check_choice
 from tf_moe.gates.several import products
+from tf_moe.initializers import Initializer
 from tf_moe.losses import z_loss
 
 

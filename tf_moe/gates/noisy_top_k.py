@@ -3,13 +3,11 @@
 import keras
 
 from tf_moe import checks
-from tf_moe.gates.choice import check_normalize, choose, choose_noisy
-from tf_moe.gates.gate import Initializer, mask_rows
+from tf_moe.gates.choice import check_normalize, choose_by_kernels
 from tf_moe.gates.linear import LinearGate
 from tf_moe.gates.routing import Routing, count_by_expert
-from tf_moe.gates.several import products
+from tf_moe.initializers import Initializer
 from tf_moe.ops.sums import sum_by_group
-from tf_moe.ops.ties import code_tokens
 
 
 @keras.saving.register_keras_serializable(package="tf_moe")
@@ -75,16 +73,13 @@ class NoisyTopK(LinearGate):
             self.noise_kernel = self.add_kernel("noise_kernel", shape, self.noise_kernel_initializer)
 
     def call(self, inputs, mask=None, training=False, gate_id=None) -> Routing:
+        kernels, noise = [self.kernel], None
         if training and self.noisy:
-            clean_logits, noise_logits = products(inputs, [self.kernel, self.noise_kernel], gate_id)
-            index, weights, load = choose_noisy(
-                clean_logits, noise_logits, self.new_noise(), self.k, self.normalize, mask
-            )
-            weights = mask_rows(weights, mask)
-        else:
-            clean_logits = self.logits(inputs, gate_id)
-            index, weights = choose(clean_logits, code_tokens(inputs), self.k, self.normalize)
-            weights = mask_rows(weights, mask)
+            kernels, noise = [self.kernel, self.noise_kernel], self.new_noise()
+        clean_logits, index, weights, load = choose_by_kernels(
+            inputs, kernels, self.k, self.normalize, noise, mask, gate_id
+        )
+        if load is None:
             load = count_by_expert(weights, index, self.num_experts)
         loss = self.weighted_z_loss(clean_logits, mask, training)
         return Routing(index, weights, None, sum_by_group(weights, index, self.num_experts), load, loss)

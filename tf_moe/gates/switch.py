@@ -5,9 +5,10 @@ import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.gates.choice import choose
-from tf_moe.gates.gate import Initializer, mask_rows
+from tf_moe.gates.gate import mask_rows
 from tf_moe.gates.linear import LinearGate, check_fixed
 from tf_moe.gates.routing import Routing, routing_of_choices
+from tf_moe.initializers import Initializer
 from tf_moe.losses import switch_loss
 from tf_moe.ops.ties import code_tokens
 
@@ -54,6 +55,7 @@ class Switch(LinearGate):
     """
 
     balance_weight = 0.0
+    chooses_k = False
 
     def __init__(
         self,

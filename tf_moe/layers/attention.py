@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.initializers import of_stream
+from tf_moe.initializers import Initializer, of_stream
 
 SCORES = ("product", "additive")
 
@@ -28,7 +28,8 @@ class Attention(keras.layers.Layer):
     Args:
         units: Width n of the hidden layer.
         score: "product", the paper's, or "additive", GNMT's. Default "product".
-        kernel_initializer: Initializer of all three weights. Default "glorot_uniform".
+        kernel_initializer: Initializer of all three weights, so one that can fill a vector too. Default
+            "glorot_uniform".
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
@@ -60,7 +61,9 @@ class Attention(keras.layers.Layer):
     section 3; Bahdanau et al. (2015).
     """
 
-    def __init__(self, units: int, score: str = "product", kernel_initializer="glorot_uniform", **kwargs):
+    def __init__(
+        self, units: int, score: str = "product", kernel_initializer: Initializer = "glorot_uniform", **kwargs
+    ):
         super().__init__(**kwargs)
         if score not in SCORES:
             raise ValueError(f"score must be one of {SCORES}. Received: score={score!r}.")

@@ -1,6 +1,7 @@
 """Parts of a layer that are frozen on their own: Keras's configs say only whether the whole is."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import keras
 
@@ -20,6 +21,12 @@ def frozen_config(
     names = [] if layer.built else list(frozen)
     names += [name for name, part in parts.items() if not part.trainable and name not in names]
     return {"frozen": names} if names else {}
+
+
+def without_frozen(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The config without its entry of `frozen_config`, and the names in that."""
+    config = dict(config)
+    return config, tuple(config.pop("frozen", ()))
 
 
 def freeze(layer: keras.layers.Layer, parts: Mapping[str, keras.layers.Layer], frozen: Iterable[str] = ()) -> None:

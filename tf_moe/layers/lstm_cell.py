@@ -3,6 +3,7 @@
 import keras
 
 from tf_moe import checks
+from tf_moe.initializers import Initializer
 
 
 @keras.saving.register_keras_serializable(package="tf_moe")
@@ -33,14 +34,14 @@ class LSTMCell(keras.layers.LSTMCell):
         self,
         units: int,
         projection: int | None = None,
-        projection_initializer="glorot_uniform",
-        projection_regularizer=None,
-        projection_constraint=None,
+        projection_initializer: Initializer = "glorot_uniform",
+        projection_regularizer: str | keras.regularizers.Regularizer | None = None,
+        projection_constraint: str | keras.constraints.Constraint | None = None,
         **kwargs,
     ):
         units = checks.integer("units", units)
         for name in ("dropout", "recurrent_dropout"):  # which Keras cuts to what can be
-            checks.number(name, kwargs.get(name, 0.0), "a number from 0 to 1", lambda x: 0 <= x <= 1)
+            checks.fraction(name, kwargs.get(name, 0.0))
         super().__init__(units, **kwargs)
         if projection is not None:
             projection = checks.integer("projection", projection, hint=", or None")

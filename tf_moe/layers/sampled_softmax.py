@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
+from tf_moe.initializers import Initializer
 from tf_moe.mesh.noise import common_seed, uniform
 from tf_moe.mesh.shards import computed_where, current_shards
 
@@ -36,7 +37,7 @@ class SampledSoftmax(keras.layers.Layer):
         num_sampled: Number of words drawn in a step, the same for all its tokens. Default 8192.
         sampling: "log_uniform", by rank, as frequencies of words fall (Zipf's law): p(r) is proportional to
             log(1 + 1 / (r + 1)); or "uniform". Default "log_uniform".
-        kernel_initializer: Default "glorot_uniform".
+        kernel_initializer: Initializer of `kernel`. Default "glorot_uniform".
         bias_initializer: Default "zeros".
         seed: Integer seed of the sample, or None for a different one in every program.
         **kwargs: Arguments of `keras.layers.Layer`. Logits are float32 by default, under any dtype policy.
@@ -65,8 +66,8 @@ class SampledSoftmax(keras.layers.Layer):
         vocabulary_size: int,
         num_sampled: int = 8192,
         sampling: str = "log_uniform",
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
+        kernel_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
         seed: int | None = None,
         **kwargs,
     ):

@@ -14,8 +14,9 @@ from tf_moe.experts.policies import policy_with_parts
 from tf_moe.experts.shared import shared_expert
 from tf_moe.gates.ids import attached_mask, check_ids
 from tf_moe.gates.routing import Routing, dense_gates
+from tf_moe.initializers import Initializer
 from tf_moe.layers.balance import balance_metrics, measure_balance
-from tf_moe.layers.frozen import freeze, frozen_config
+from tf_moe.layers.frozen import freeze, frozen_config, without_frozen
 from tf_moe.layers.parts import experts_from_config, experts_to_config, make_experts, to_config
 from tf_moe.layers.positions import Positions, flatten, lay_out, restore
 from tf_moe.layers.recording import record
@@ -26,7 +27,7 @@ from tf_moe.ops.screen import Screen, screen
 # What the gate and the experts are made of: set afterwards, a copy or a file would have it, but not the layer.
 _FIXED = {
     "num_experts", "expert_hidden", "k", "gate", "activation", "use_bias", "expert", "recompute", "expert_dropout",
-    "shared_expert_hidden",
+    "shared_expert_hidden", "seed", "kernel_initializer", "kernel_regularizer", "kernel_constraint",
 }  # fmt: skip
 
 
@@ -117,7 +118,8 @@ class SparseMoE(keras.layers.Layer):
     Call arguments:
         inputs: Floating point, `(..., D)` with at least one leading dimension and D static.
         mask: Optional bool, shaped as the leading dimensions or the first of them.
-        training: Whether the gate draws noise and the losses are added.
+        training: Whether to do what is for training alone: the gate's noise, or its choice over the batch, dropout, the
+            balance losses, and the move of the bias of `BiasBalanced`. Default False.
         gate_id: Integers for a gate that takes them, one with `num_gates` or `tf_moe.gates.Hash`, shaped as the leading
             dimensions or the first of them: `(B, T)` for inputs `(B, T, D)` is an id for each position, `(B,)` one for
             each sequence. Unless masked, a position whose id is not in 0 to `num_gates` - 1 comes back as NaN and
@@ -152,14 +154,14 @@ class SparseMoE(keras.layers.Layer):
         importance_weight: float | None = None,
         load_weight: float | None = None,
         capacity_factor: float | None = None,
-        activation="relu",
-        output_activation=None,
+        activation: str | Callable | None = "relu",
+        output_activation: str | Callable | None = None,
         use_bias: bool = False,
         expert: Callable[[], keras.layers.Layer] | list[keras.layers.Layer] | None = None,
         recompute: bool = False,
-        kernel_initializer="glorot_uniform",
-        kernel_regularizer=None,
-        kernel_constraint=None,
+        kernel_initializer: Initializer = "glorot_uniform",
+        kernel_regularizer: str | keras.regularizers.Regularizer | None = None,
+        kernel_constraint: str | keras.constraints.Constraint | None = None,
         seed: int | None = None,
         drop_by: str = "position",
         expert_dropout: float = 0.0,
@@ -170,9 +172,11 @@ class SparseMoE(keras.layers.Layer):
             kwargs["name"] = _next_name()  # Keras would make "sparse_mo_e" of the name of the class
         super().__init__(**kwargs)
         self.seed = checks.seed(seed)
-        self._gate_name = gate if isinstance(gate, str) else None
         self.gate = gates.get(gate, num_experts, k, self.seed)
-        if self._gate_name is None:
+        self._gate_name, self._gate_config = None, None
+        if isinstance(gate, str):
+            self._gate_name, self._gate_config = gate, _config_of(self.gate)
+        else:
             self.gate.was_passed = True
         self.gate.is_made = True  # not earlier: a subclass may set what its superclass has set
         self.num_experts, self.k = self.gate.num_experts, self.gate.k
@@ -186,16 +190,13 @@ class SparseMoE(keras.layers.Layer):
             load_weight = self.gate.balance_weight
         self.importance_weight = checks.at_least_zero("importance_weight", importance_weight)
         self.load_weight = checks.at_least_zero("load_weight", load_weight)
-        self.capacity_factor = capacity_factor
-        if capacity_factor is not None:
-            kind = "a positive number, or None to drop nothing"
-            self.capacity_factor = checks.number("capacity_factor", capacity_factor, kind, lambda x: x > 0)
         check_drop_by(drop_by)
         self.drop_by = drop_by
         self.activation = keras.activations.get(activation)
         self.output_activation = keras.activations.get(output_activation)
         self.use_bias = checks.boolean("use_bias", use_bias)
         self.expert = expert
+        self.capacity_factor = capacity_factor
         self.recompute = checks.boolean("recompute", recompute)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
@@ -225,12 +226,24 @@ class SparseMoE(keras.layers.Layer):
         self._metric_variables.variables_of_metrics = [v for m in self.balance_metrics.values() for v in m.variables]
         self.input_spec = keras.layers.InputSpec(min_ndim=2)  # one tensor, and not a list of them
         self.supports_masking = True
-        self.supports_jit = expert is None or capacity_factor is not None
         self.is_made = True
 
     def __setattr__(self, name, value):
         checks.not_fixed(self, name, value, _FIXED)
         super().__setattr__(name, value)
+
+    @property
+    def capacity_factor(self) -> float | None:
+        """Room of each expert over its fair share; may be set, for what is traced afterwards."""
+        return self._capacity_factor
+
+    @capacity_factor.setter
+    def capacity_factor(self, value: float | None):
+        if value is not None:
+            kind = "a positive number, or None to drop nothing"
+            value = checks.number("capacity_factor", value, kind, lambda x: x > 0)
+        self._capacity_factor = value
+        self.supports_jit = self.expert is None or value is not None
 
     @property
     def total_experts(self) -> int:
@@ -313,7 +326,8 @@ class SparseMoE(keras.layers.Layer):
             outputs += tf.cast(self.shared_expert(tokens, training=training), self.compute_dtype)
         outputs = screened.fill(self.output_activation(outputs))
         if training and (self.importance_weight or self.load_weight or tf.is_tensor(routing.loss)):
-            self.add_loss(self._balance_loss(routing))
+            # Keras adds it to the loss of the model, which has this dtype, and does not cast it.
+            self.add_loss(tf.cast(self._balance_loss(routing), keras.config.floatx()))
         self._update_metrics(routing, plan, screened)
         return restore(outputs, inputs, shards)
 
@@ -324,7 +338,7 @@ class SparseMoE(keras.layers.Layer):
             inputs: Floating point `(..., D)`, as in a call.
             mask: Optional bool, shaped as the leading dimensions or the first of them; by default the inputs' Keras
                 mask.
-            training: Whether the gate draws noise. Default False.
+            training: Whether the gate decides as in training; the bias of `BiasBalanced` then moves. Default False.
             gate_id: Integers for a gate that takes them, as in a call.
 
         Returns:
@@ -382,8 +396,7 @@ class SparseMoE(keras.layers.Layer):
             "num_experts": self.num_experts,
             "expert_hidden": self.expert_hidden,
             "k": self.k,
-            # A name would make a gate of its own for each layer that has this one.
-            "gate": to_config(self.gate, self) if self.gate.was_passed else self._gate_name,
+            "gate": self._gate_to_config(),
             "importance_weight": self.importance_weight,
             "load_weight": self.load_weight,
             "capacity_factor": self.capacity_factor,
@@ -401,6 +414,12 @@ class SparseMoE(keras.layers.Layer):
             "shared_expert_hidden": self.shared_expert_hidden,
             **frozen_config(self, self._parts(), self._frozen),
         }
+
+    def _gate_to_config(self) -> str | dict:
+        # A name would make a gate of its own for each layer that has this one, and one without what was set later.
+        if self.gate.was_passed or _config_of(self.gate) != self._gate_config:
+            return to_config(self.gate, self)
+        return self._gate_name
 
     def _policy_with_parts(self) -> keras.dtype_policies.DTypePolicy:
         """The layer's policy; with those of its parts, where experts or the shared one have been quantized."""
@@ -421,11 +440,15 @@ class SparseMoE(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config):
-        config = dict(config)
-        frozen = tuple(config.pop("frozen", ()))
+        config, frozen = without_frozen(config)
         layer = cls(**{**config, "expert": experts_from_config(config.get("expert"))})
         layer._frozen = frozen
         return layer
+
+
+def _config_of(gate: gates.Gate) -> str:
+    """What a gate computes by, as text: Keras tracks dictionaries. Whether it trains is in the layer's own config."""
+    return str({key: value for key, value in gate.get_config().items() if key != "trainable"})
 
 
 def _next_name() -> str:
