@@ -73,6 +73,11 @@ def share(name: str, value: Any) -> float:
     return number(name, value, "a number from 0 to under 1", lambda x: 0 <= x < 1)
 
 
+def fraction(name: str, value: Any) -> float:
+    """The value as a `float`; raises ValueError unless it is a number from 0 to 1, both included."""
+    return number(name, value, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+
+
 def boolean(name: str, value: Any) -> bool:
     """The value; raises ValueError unless it is True or False. A word such as "no" would count as True."""
     if not isinstance(value, bool):

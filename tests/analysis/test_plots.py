@@ -26,5 +26,6 @@ class PlotsTest(TestCase):
         first = self.draw("a.png", plots.plot_load, np.array([5.0, 3, 1]))
         second = self.draw("b.png", plots.plot_load, np.array([3.0, 3, 3]))
         nothing = self.draw("c.png", plots.plot_load, np.zeros(3))
+        self.assertAllEqual(first, self.draw("d.png", plots.plot_load, np.array([0.05, 0.03, 0.01])))
         self.assertGreater(np.abs(first - second).sum(), 100)
         self.assertGreater(np.abs(first - nothing).sum(), 100)

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 
 from tests.base import TestCase
-from tf_moe.analysis import Usage, measure_usage
+from tf_moe.analysis import Usage, measure_all, measure_usage
 from tf_moe.analysis.observer import Decisions
 from tf_moe.analysis.usage import UsageTally
 from tf_moe.layers import SparseMoE
@@ -75,3 +75,8 @@ class UsageTest(TestCase):
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="only")])
         with self.assertRaisesRegex(ValueError, "on any batch.*only"):
             measure_usage(model, [self.normal(3, 4)])
+
+    def test_no_layer_asked_for(self):
+        model = keras.Sequential([keras.Input((4,)), SparseMoE(2, 3, k=1)])
+        with self.assertRaisesRegex(ValueError, r"one or more, or be None.*layers=\[\]"):
+            measure_all(model, [self.normal(3, 4)], layers=[])

@@ -135,11 +135,28 @@ class DecoderTest(TestCase):
             Decoder(language_model(5, [moe, moe], width=4))
 
     @parameterized.parameters(
+        lambda: keras.layers.LayerNormalization(),
+        lambda: keras.layers.UnitNormalization(),
+        lambda: keras.layers.BatchNormalization(),
+    )
+    def test_normalizations_of_a_step(self, make):
+        model = self.model([make()])
+        ids = self.rng.integers(1, 9, (3, 4)).astype("int32")
+        decoder = Decoder(model)
+        state = decoder.initial_state(3)
+        for t in range(4):
+            logits, state = decoder.step(tf.constant(ids[:, t]), state)
+        self.assertAllClose(logits, model(ids)[:, -1], rtol=1e-4, atol=1e-5)
+
+    @parameterized.parameters(
         lambda: keras.layers.GRU(4, return_sequences=True),
         lambda: keras.layers.LSTM(4, return_sequences=True, go_backwards=True),
         lambda: keras.layers.Conv1D(4, 3, padding="causal"),
         lambda: keras.Sequential([keras.layers.Dense(4), keras.layers.LSTM(4, return_sequences=True)]),
+        lambda: keras.layers.Conv1DTranspose(4, 3, padding="same"),
         lambda: keras.layers.MaxPooling1D(3, strides=1, padding="same"),
+        lambda: keras.layers.GroupNormalization(2),
+        lambda: keras.layers.UnitNormalization(axis=1),
         lambda: SparseMoE(4, 16, k=2, gate="expert_choice"),
         lambda: SelfAttention(),
     )

@@ -1,5 +1,7 @@
 """The named translation models against the paper's tables, and against what they build."""
 
+import dataclasses
+
 from absl.testing import parameterized
 
 from tests.base import TestCase
@@ -31,6 +33,11 @@ class TranslatorsTest(TestCase):
         twin = network.dense_twin()
         self.assertEqual(twin.name, f"{name}-dense")
         self.assertEqual(count(twin.build(10)), (twin.parameters, network.ops_per_timestep))
+
+    @parameterized.parameters("noisy_top_k", "bias_balanced", "sinkhorn", "hash")
+    def test_counts_with_other_gates(self, gate):
+        network = dataclasses.replace(TRANSLATORS["multilingual-512"].scaled(8), gate=gate, num_experts=8, k=2)
+        self.assertEqual(count(network.build(10)), (network.parameters, network.ops_per_timestep))
 
     def test_scaled(self):
         network = TRANSLATORS["multilingual-512"].scaled(64)

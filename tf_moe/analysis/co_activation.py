@@ -72,7 +72,7 @@ def measure_co_activation(model: keras.Model, batches: Iterable) -> dict[str, Co
 
     Raises:
         ValueError: As `measure_usage`, and if a layer has more than 4096 experts.
-        TypeError: If it is no model.
+        TypeError: If `model` is no `keras.Model`.
 
     Example:
 

@@ -40,7 +40,7 @@ def count(model: keras.Model) -> Counts:
 
     Raises:
         ValueError: If a layer with weights is of a kind that the rule does not cover, or the model is not built.
-        TypeError: If it is no model.
+        TypeError: If `model` is no `keras.Model`.
 
     Example:
 

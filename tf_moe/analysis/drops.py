@@ -32,7 +32,7 @@ def measure_drops(
 
     Raises:
         ValueError: As `measure_usage`, and if a factor is no number above 0.
-        TypeError: If it is no model.
+        TypeError: If `model` is no `keras.Model`.
 
     Example:
 

@@ -9,7 +9,7 @@ from tf_moe import checks
 from tf_moe.analysis.co_activation import LARGEST_MATRIX, CoActivation, CoActivationTally
 from tf_moe.analysis.labels import Label
 from tf_moe.analysis.observer import Batch, Decisions, Observer, tally
-from tf_moe.analysis.specialisation import Specialisation, SpecialisationTally, as_labels
+from tf_moe.analysis.specialisation import Specialisation, SpecialisationTally, as_labels, check_resampling
 from tf_moe.analysis.top_inputs import TopInput, TopTally
 from tf_moe.analysis.usage import Usage, UsageTally
 
@@ -85,8 +85,7 @@ def measure_all(
     (True, 3)
     """
     checks.integer("tops", tops)
-    resamples = checks.integer("resamples", resamples, least=0)
-    seed = None if seed is None else checks.integer("seed", seed, least=0)
+    resamples, seed = check_resampling(resamples, seed)
     labels = as_labels(labels or {})
     layers = [layers] if isinstance(layers, str) else layers
     found = tally(Observer(model), batches, lambda layer: _LayerTally(layer, labels, ids_of, tops), layers)

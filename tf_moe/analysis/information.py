@@ -10,7 +10,7 @@ from tf_moe.analysis.usage import entropy
 _CELLS = 2**22
 
 
-class Counts(NamedTuple):
+class LabelCounts(NamedTuple):
     """How often each expert met each label, by group of rows; only what occurs is held.
 
     Attributes:
@@ -38,7 +38,7 @@ class Counts(NamedTuple):
         return np.bincount(self.expert, self.of_pairs()).astype("int64")
 
 
-def information(counts: Counts) -> float:
+def information(counts: LabelCounts) -> float:
     """Plug-in estimate of what an expert tells of a label, in nats.
 
     The mean over all assignments of log P(label | expert) / P(label), where P(label) is the share of positions. If all
@@ -48,7 +48,7 @@ def information(counts: Counts) -> float:
     return float(_plug_in(counts, counts.of_pairs()[:, None], counts.positions.sum(axis=1, keepdims=True))[0])
 
 
-def _plug_in(counts: Counts, table: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def _plug_in(counts: LabelCounts, table: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """The same of several samples: assignments of the pairs `(M, S)` and positions of the labels `(L, S)` -> `(S,)`."""
     if not len(table):
         return np.zeros(table.shape[1])
@@ -60,7 +60,7 @@ def _plug_in(counts: Counts, table: np.ndarray, positions: np.ndarray) -> np.nda
     return np.einsum("ms,ms->s", table, np.log(ratio)) / load.sum(axis=0)
 
 
-def information_by_chance(counts: Counts) -> float:
+def information_by_chance(counts: LabelCounts) -> float:
     """The mean of `information` over all permutations of the labels among the positions.
 
     A permutation gives an expert of n positions the labels of n positions drawn without replacement, so that it has a
@@ -105,7 +105,7 @@ def _hypergeometric(positions: int, n: int, drawn: np.ndarray) -> tuple[np.ndarr
     return count, probability / probability.sum(axis=1, keepdims=True)
 
 
-def standard_error(counts: Counts, resamples: int, rng: np.random.Generator) -> float:
+def standard_error(counts: LabelCounts, resamples: int, rng: np.random.Generator) -> float:
     """Standard error of `information` by the bootstrap over groups of rows; NaN with fewer than two."""
     groups = np.flatnonzero(counts.positions.sum(axis=0))
     number = len(groups)
@@ -127,7 +127,7 @@ def standard_error(counts: Counts, resamples: int, rng: np.random.Generator) -> 
     return float(np.std(np.concatenate(values)) * np.sqrt(number / (number - 1)))
 
 
-def most_information(counts: Counts, choice_entropy: float) -> float:
+def most_information(counts: LabelCounts, choice_entropy: float) -> float:
     """The most that `information` could be for these loads and labels.
 
     Args:
@@ -181,7 +181,7 @@ class LabelCounter:
         """Mean over the assignments of the log of the number of experts of their position."""
         return float(self._choice_entropy / max(self._assignments, 1))
 
-    def result(self) -> tuple[Counts, np.ndarray]:
+    def result(self) -> tuple[LabelCounts, np.ndarray]:
         """The counts, with labels numbered from 0; and what each was, `(L,)`."""
         key, count = self._positions.result()
         values, label = np.unique(key // self._groups, return_inverse=True)
@@ -190,7 +190,7 @@ class LabelCounter:
         key, count = self._pairs.result()
         pairs, pair = np.unique(key // self._groups, return_inverse=True)
         expert, label = np.divmod(pairs, _LABELS)
-        return Counts(expert, np.searchsorted(values, label), pair, key % self._groups, count, positions), values
+        return LabelCounts(expert, np.searchsorted(values, label), pair, key % self._groups, count, positions), values
 
 
 class _KeyCounter:

@@ -80,12 +80,11 @@ def training_memory(model: keras.Model, tokens: int) -> Memory:
     """
     checks.built_model(model)
     checks.integer("tokens", tokens)
-    weights = [w for w in model.weights if "seed_generator" not in w.path]
     gradients = model.trainable_weights
     optimizer = getattr(model, "optimizer", None)
     slots = optimizer.variables if optimizer is not None and optimizer.built else []
     kept = [_kept(layer, tokens) for layer in leaves(model)]
-    return Memory(_bytes(weights), _bytes(gradients), _bytes(slots), sum(kept) + max(kept))
+    return Memory(_bytes(model.weights), _bytes(gradients), _bytes(slots), sum(kept) + max(kept))
 
 
 def _bytes(variables) -> int:

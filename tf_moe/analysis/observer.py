@@ -34,7 +34,7 @@ class Decisions(NamedTuple):
 
     @property
     def chosen(self) -> np.ndarray:
-        """Bool `(T, K)`, which choices are any."""
+        """Bool `(T, K)`, which choices have an expert."""
         return self.gate > 0
 
     def spread(self, values: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ class Observer:
 
     Raises:
         ValueError: If the model is not built, or on a mesh; when called, if two of its layers have one name.
-        TypeError: If it is no model.
+        TypeError: If `model` is no `keras.Model`.
     """
 
     def __init__(self, model: keras.Model):
@@ -176,6 +176,8 @@ def tally(
         ValueError: If the model does not call one of these, or no layer, or there is no batch, or one in place of many.
     """
     check_batches(batches)
+    if layers is not None and not layers:
+        raise ValueError(f"layers must name one or more, or be None for all. Received: layers={layers!r}.")
     tallies: dict[str, AnyTally] = {}
     found = None
     for batch in batches:

@@ -68,7 +68,7 @@ def plot_load(load: np.ndarray, path: Path, title: str = "") -> None:
     load = np.asarray(load)
     if load.ndim != 1 or not load.size or not (np.isfinite(load) & (load >= 0)).all():
         raise ValueError(f"load must be numbers, 0 or more, one for each expert. Received: load={load!r}.")
-    share = np.sort(load)[::-1] / max(load.sum(), 1)
+    share = np.sort(load)[::-1] / (load.sum() or 1)
     even = 1 / len(load)
     figure = matplotlib.figure.Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()

@@ -8,8 +8,8 @@ import numpy as np
 
 from tf_moe import checks
 from tf_moe.analysis.information import (
-    Counts,
     LabelCounter,
+    LabelCounts,
     information,
     information_by_chance,
     most_information,
@@ -51,7 +51,7 @@ class Specialisation(NamedTuple):
     standard_error: float
     limit: float
     label_entropy: float
-    counts: Counts
+    counts: LabelCounts
     values: np.ndarray
 
     @property
@@ -145,7 +145,7 @@ def measure_specialisation(
     Raises:
         ValueError: As `measure_usage`; if there is no such layer, or a label is not of integers, one for each position
             or row; `resamples` is no integer of at least 0, or `seed` neither that nor None.
-        TypeError: If it is no model, or a label no function.
+        TypeError: If `model` is no `keras.Model`, or a label no function.
 
     Example:
 

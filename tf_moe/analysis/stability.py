@@ -24,7 +24,7 @@ class Stability(NamedTuple):
     Attributes:
         positions: Number of positions with an expert in either model.
         same_set: Share of the positions that have the same experts in both.
-        overlap: Share of the choices that are in both models, of all in one of them.
+        overlap: Number of choices that both models make, over the mean of their numbers of choices.
         matching: Int `(E,)`, for each expert of the first model the one of the second that it is matched with.
         matched_overlap: As `overlap`, under this matching.
         chance_overlap: What `matched_overlap` could be, at most, for gates with these loads that know nothing of each

@@ -55,7 +55,7 @@ def top_inputs(
     Raises:
         ValueError: If the model is not built, calls no such layer, calls it several times, or not with a position for
             each id.
-        TypeError: If it is no model.
+        TypeError: If `model` is no `keras.Model`.
 
     Example:
 

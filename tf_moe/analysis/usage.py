@@ -16,8 +16,8 @@ class Usage(NamedTuple):
     Attributes:
         load: Float64 `(E,)`, number of positions sent to each expert, those included that found no room there.
         importance: Float64 `(E,)`, sum of its gate values.
-        distribution: Float64 `(E,)`, the mean over the positions of their gate values, where those of each add up to 1.
-            (They do in `importance`, but with the strictly balanced gate and k = 1.) None where it was not measured.
+        distribution: Float64 `(E,)`, the mean over the positions of their gate values, those of each position scaled to
+            add up to 1; `importance` sums them as they are. None where it was not measured.
         positions: Number of positions with an expert; masked ones have none.
         dropped: Number of choices that the experts' capacity had no room for.
         mean_entropy: Mean over the positions of the entropy of their gate values: 0 where each has one expert, and
@@ -103,7 +103,7 @@ def measure_usage(model: keras.Model, batches: Iterable) -> dict[str, Usage]:
     Raises:
         ValueError: If the model has no SparseMoE layer, or two of one name, is not built; if there is no batch, or one
             in place of many.
-        TypeError: If it is no model.
+        TypeError: If `model` is no `keras.Model`.
 
     Example:
 

@@ -140,7 +140,7 @@ def shrink_experts(model: keras.Model, shrink: Callable[[SparseMoE], SparseMoE],
 
     Raises:
         ValueError: If the model is of another kind, not compiled, or has no SparseMoE layer; and what `shrink` raises.
-        TypeError: If it is no model.
+        TypeError: If `model` is no `keras.Model`.
 
     Example:
 
@@ -156,8 +156,8 @@ def shrink_experts(model: keras.Model, shrink: Callable[[SparseMoE], SparseMoE],
         raise ValueError(
             f"The model must be compiled, with the loss that evaluates it. Received: {model.name!r}, which is not."
         )
-    replaced = {layer: smaller for layer in layers if (smaller := shrink(layer)) is not layer}
-    smaller = rebuild(model, replaced)
+    replaced = {layer: shrink(layer) for layer in layers}
+    smaller = rebuild(model, {old: new for old, new in replaced.items() if new is not old})
     kwargs = {"verbose": 0, **kwargs, "return_dict": True}
     return Shrunk(smaller, model.evaluate(data, **kwargs), smaller.evaluate(data, **kwargs))
 
@@ -212,8 +212,8 @@ def _number_of_experts(name, value, layer):
     number = checks.integer(name, value, hint=", or a list")
     if not layer.k <= number <= layer.num_experts:
         raise ValueError(
-            f"{name} must be from k={layer.k}, the experts that each position goes to, to {layer.num_experts}, all. "
-            f"Received: {name}={number}."
+            f"{name} must be at least k={layer.k}, the number of experts for each position, and at most "
+            f"{layer.num_experts}, the layer's experts. Received: {name}={number}."
         )
     return number
 
@@ -227,8 +227,10 @@ def _members(name, groups, layer) -> list[list[int]]:
             f"{name} must hold experts, each at most once, from 0 to {layer.num_experts - 1}. Received: "
             f"{members if name == 'groups' else members[0]}."
         )
-    number = len(members) if name == "groups" else len(experts)
-    _number_of_experts(f"the number of experts in {name}", number, layer)
+    if name == "groups":
+        _number_of_experts("the number of groups", len(members), layer)
+    else:
+        _number_of_experts(f"the number of experts in {name}", len(experts), layer)
     return members
 
 

@@ -32,7 +32,7 @@ def rebuild(
     Raises:
         ValueError: If the model or one that holds a layer to be replaced is of another kind, a layer to be replaced is
             not there, or the layers of a pair do not follow one another.
-        TypeError: If it is no model.
+        TypeError: If `model` is no `keras.Model`.
     """
     checks.built_model(model)
     replaced, fused = replaced or {}, fused or {}

@@ -142,7 +142,7 @@ def upcycle_model(
     Raises:
         ValueError: If a pair cannot be converted, see `upcycle`; if there is none, a name is not that of just one
             layer, something comes between the layers of a pair, or the model is of another kind.
-        TypeError: If it is no model.
+        TypeError: If `model` is no `keras.Model`.
 
     Example:
 
@@ -166,11 +166,12 @@ def upcycle_model(
             f"A gate cannot be that of several mixtures. Received: gate={kwargs['gate']!r} and {len(found)} pairs. "
             "Pass a name, or convert the pairs one after the other."
         )
+    seed = checks.seed(kwargs.pop("seed", None))
     fused = {}
     for n, (hidden, output) in enumerate(found):
-        if (seed := checks.seed(kwargs.get("seed"))) is not None:
-            kwargs["seed"] = seed if n == 0 else seed + 1
-        fused[hidden, output] = upcycle(hidden, output, num_experts, k, **kwargs)
+        # Of each mixture another, or they would have the same noise.
+        of_this = None if seed is None else seed + n
+        fused[hidden, output] = upcycle(hidden, output, num_experts, k, seed=of_this, **kwargs)
     return rebuild(model, fused=fused)
 
 
@@ -233,8 +234,9 @@ def _copy_to_all(weight, stack, noise, draw):
     value = keras.ops.convert_to_numpy(weight)
     scale = noise * float(np.std(value.astype(np.float64)))
     values = np.repeat(value[None], stack.shape[0], axis=0)
-    for each in values if scale else ():
-        each += scale * draw.standard_normal(value.shape, np.float32).astype(value.dtype)
+    if scale:
+        for each in values:
+            each += scale * draw.standard_normal(value.shape, np.float32).astype(value.dtype)
     stack.assign(tf.convert_to_tensor(values))
 
 

@@ -95,7 +95,8 @@ def capacity_of(tokens: int | tf.Tensor, num_experts: int, k: int, capacity_fact
             a Python integer.
         num_experts: Number of experts E.
         k: Experts chosen for a token, in all.
-        capacity_factor: 1.0 is just enough for even loads.
+        capacity_factor: 1.0 is just enough for even loads. Taken as the nearest fraction with a denominator of at most
+            10,000, so that the arithmetic is in whole numbers.
 
     Raises:
         ValueError: If `num_experts` or `k` is no positive integer, or `capacity_factor` no positive number.

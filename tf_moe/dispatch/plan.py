@@ -20,8 +20,8 @@ class Plan(NamedTuple):
         dropped: Int32 scalar, assignments that found no place.
         capacity: Rows of the buffer for each expert, the first `counts` of which it uses; None where the experts' rows
             follow one another without gaps.
-        places: Where nothing is dropped, the places of each expert in the block at the buffer's start, before what
-            experts have beyond it, which follows one another; None where there is no block.
+        places: Int32 scalar C: the buffer begins with a block of C rows for each expert, and the rows of experts that
+            have more follow it, sorted by expert. None where there is no block.
 
     Example:
 

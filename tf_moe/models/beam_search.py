@@ -67,7 +67,8 @@ def beam_search(
             float `(B, K, V)`, the attention's weights `(B, K, S)`, and the new state. Without a coverage penalty the
             weights may be None.
         state: Nest of tensors `(B, ...)`, before the first step. They become `(B, K, ...)`, and follow the hypotheses.
-            What all hypotheses of a sentence share, such as its encoding, belongs into `step`, not here.
+            What all hypotheses of a sentence share, such as its encoding, should be captured by `step`, not passed
+            here.
         batch_size: Number of sentences B.
         beam_size: Number of hypotheses K. Default 4.
         max_length: Largest number of ids, the end included. Default 128.

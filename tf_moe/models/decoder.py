@@ -9,10 +9,10 @@ from tf_moe.layers import Attention, AttentiveLSTM, SparseMoE
 # What sees other steps than its own.
 _NOT_STEPWISE = (
     keras.layers.RNN, keras.layers.Bidirectional, keras.layers.Conv1D, keras.layers.SeparableConv1D,
-    keras.layers.DepthwiseConv1D, keras.layers.Attention, keras.layers.AdditiveAttention,
+    keras.layers.DepthwiseConv1D, keras.layers.Conv1DTranspose, keras.layers.Attention, keras.layers.AdditiveAttention,
     keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention, Attention, AttentiveLSTM,
     keras.layers.MaxPooling1D, keras.layers.AveragePooling1D,
-    keras.layers.GlobalMaxPooling1D, keras.layers.GlobalAveragePooling1D,
+    keras.layers.GlobalMaxPooling1D, keras.layers.GlobalAveragePooling1D, keras.layers.GroupNormalization,
 )  # fmt: skip
 
 State = tuple[tuple[tf.Tensor, ...], ...]
@@ -30,8 +30,9 @@ class Decoder:
 
     Raises:
         ValueError: If the model is another, or has a layer that needs other steps than its own: an LSTM that is
-            stateful or goes backwards, another recurrent layer, a convolution, a pooling, an attention, a mixture
-            whose experts choose among all steps.
+            stateful or goes backwards, another recurrent layer, a convolution, a pooling, an attention, a normalization
+            over steps, a mixture whose experts choose among all steps. Of layers that are not Keras's or this
+            library's nothing is known: they must treat each step by itself.
 
     Example:
 
@@ -106,4 +107,8 @@ def _chain(model: keras.Model) -> tuple[keras.layers.Layer, list[tuple[keras.lay
 
 
 def _sees_other_steps(layer: keras.layers.Layer) -> bool:
-    return isinstance(layer, _NOT_STEPWISE) or (isinstance(layer, SparseMoE) and isinstance(layer.gate, ExpertChoice))
+    if isinstance(layer, SparseMoE):
+        return isinstance(layer.gate, ExpertChoice)
+    if isinstance(layer, (keras.layers.LayerNormalization, keras.layers.UnitNormalization)):
+        return not {-1, 2}.issuperset(keras.tree.flatten(layer.axis))
+    return isinstance(layer, _NOT_STEPWISE)

@@ -88,7 +88,7 @@ def residual_language_model(
     is its LSTM-2048-512.
     """
     vocabulary_size, width = checks.integer("vocabulary_size", vocabulary_size), checks.integer("width", width)
-    checks.number("dropout", dropout, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+    checks.fraction("dropout", dropout)
     check_layers("layers", layers)
     if softmax is not None:
         hint = "Pass a layer such as SampledSoftmax(vocabulary_size), or None."
@@ -119,9 +119,9 @@ def check_layers(name: str, layers: list[keras.layers.Layer]) -> None:
 def dense_twin(moe: SparseMoE, width: int, name: str = "dense_twin") -> keras.Sequential:
     """A dense layer of the multiply-adds of a mixture of built-in experts, its gate included.
 
-    The paper's MoE-1-Wide without its gate: one expert as wide as the k chosen ones together. What the gate's matrices
-    cost pays for more hidden units, at 2 D each: one for each logit of a gate with noise, which has two matrices, and
-    one for two logits, rounded up, of a gate with one.
+    The paper's MoE-1-Wide without its gate: one expert as wide as the k chosen ones and the shared one together. What
+    the gate's matrices cost pays for more hidden units, at 2 D each: one for each logit of a gate with noise, which has
+    two matrices, and one for two logits, rounded up, of a gate with one.
 
     Args:
         moe: The layer to be equalled.

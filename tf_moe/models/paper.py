@@ -9,6 +9,7 @@ from tf_moe import checks
 from tf_moe.layers import LSTM, SparseMoE
 from tf_moe.models.dense import dense_feed_forward
 from tf_moe.models.language_model import residual_language_model
+from tf_moe.models.mixture_numbers import mixture_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ class PaperNetwork:
     Attributes:
         name: As in the paper's tables.
         width: Width of the embedding and of every layer's output.
-        lstm_units: Units of each LSTM, projected to `width` where they are more.
+        lstm_units: Units of each LSTM, projected to `width` where they differ.
         num_experts: Number of experts, a pair for two levels, or None for no gate.
         k: Number of experts for each position, a pair for two levels, or None.
         expert_hidden: Width of each hidden layer of an expert; with `num_experts` None, of the dense layers in the
@@ -49,30 +50,14 @@ class PaperNetwork:
     @property
     def parameters(self) -> int:
         """Number of weights without embedding, softmax and biases, as the paper counts them."""
-        experts, gate = self._expert, self.width
-        match self.num_experts:
-            case (groups, per_group):
-                experts *= groups * per_group
-                gate *= groups + groups * per_group
-            case None:
-                gate = 0
-            case number:
-                experts *= number
-                gate *= number
-        return self._lstms + experts + 2 * gate  # W_g and W_noise
+        numbers = mixture_numbers(self.num_experts, self.k)
+        return self._lstms + numbers.experts * self._expert + 2 * self.width * numbers.gate_columns  # W_g and W_noise
 
     @property
     def ops_per_timestep(self) -> int:
         """Multiply-adds of the forward pass for one token without embedding and softmax, as the paper counts them."""
-        match self.num_experts, self.k:
-            case (groups, per_group), (groups_chosen, chosen):
-                experts = groups_chosen * chosen * self._expert
-                gate = self.width * (groups + groups_chosen * per_group)
-            case None, None:
-                experts, gate = self._expert, 0
-            case number, k:
-                experts, gate = k * self._expert, self.width * number
-        return self._lstms + experts + 2 * gate
+        numbers = mixture_numbers(self.num_experts, self.k)
+        return self._lstms + numbers.chosen * self._expert + 2 * self.width * numbers.logits
 
     @property
     def _lstms(self) -> int:

@@ -5,8 +5,6 @@ import tensorflow as tf
 
 from tf_moe import checks
 
-_KIND = "a number from 0 to 1"
-
 
 @keras.saving.register_keras_serializable(package="tf_moe")
 class SmoothedCrossentropy(keras.losses.Loss):
@@ -39,7 +37,7 @@ class SmoothedCrossentropy(keras.losses.Loss):
 
     def __init__(self, label_smoothing: float = 0.1, name: str = "smoothed_crossentropy", **kwargs):
         super().__init__(name=name, **{"dtype": "float32", **kwargs})
-        self.label_smoothing = checks.number("label_smoothing", label_smoothing, _KIND, lambda x: 0 <= x <= 1)
+        self.label_smoothing = checks.fraction("label_smoothing", label_smoothing)
 
     def call(self, y_true, y_pred):
         loss = keras.losses.sparse_categorical_crossentropy(checks.targets(y_true, y_pred), y_pred, from_logits=True)

@@ -1,5 +1,6 @@
 """The paper's translation model: an encoder, a decoder that attends to it, and mixtures of experts in both."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -8,9 +9,10 @@ import tensorflow as tf
 from tf_moe import checks
 from tf_moe.experts.policies import policy_with_parts
 from tf_moe.gates import GATES
+from tf_moe.initializers import Initializer
 from tf_moe.layers import LSTM, AttentiveLSTM, AttentiveState, SparseMoE
 from tf_moe.layers.attention import SCORES
-from tf_moe.layers.frozen import freeze, frozen_config
+from tf_moe.layers.frozen import freeze, frozen_config, without_frozen
 from tf_moe.models.beam_search import beam_search
 from tf_moe.models.dense import dense_feed_forward
 from tf_moe.recurrence.buffers import buffers_for
@@ -80,9 +82,11 @@ class Translator(keras.Model):
         num_experts: Number of experts of each of the two mixtures; a pair for two levels; None for a dense layer in the
             place of each. Default 32.
         expert_hidden: Width of an expert's hidden layer, or of the dense layer's. Default 2048.
-        k: Number of experts for each position, or a pair. Default 4. Without experts it has no meaning.
-        gate: Name of the gate: "strictly_balanced", the default and the paper's for one pair of languages, or
-            "noisy_top_k", the paper's for several, and the one for two levels.
+        k: Number of experts for each position, or a pair; None for a gate that sets it itself. Default 4. Without
+            experts it has no meaning.
+        gate: Name of the gate, one in `tf_moe.gates.GATES` but "expert_choice": "strictly_balanced", the default and
+            the paper's for one pair of languages, or for example "noisy_top_k", the paper's for several, and the one
+            for two levels.
         importance_weight: Weight of the importance loss of each mixture. Default None: 0.01, the paper's for
             translation, and 0 for gates that need no such loss.
         load_weight: Weight of the load loss. Default None: the same.
@@ -134,14 +138,14 @@ class Translator(keras.Model):
         decoder_layers: int = 2,
         num_experts: int | tuple[int, int] | None = 32,
         expert_hidden: int = 2048,
-        k: int | tuple[int, int] = 4,
+        k: int | tuple[int, int] | None = 4,
         gate: str = "strictly_balanced",
         importance_weight: float | None = None,
         load_weight: float | None = None,
         dropout: float = 0.4,
         attention: str = "product",
-        output_activation="sigmoid",
-        embeddings_initializer=None,
+        output_activation: str | Callable | None = "sigmoid",
+        embeddings_initializer: Initializer | None = None,
         start: int = 2,
         end: int = 2,
         moe: dict[str, Any] | None = None,
@@ -155,7 +159,7 @@ class Translator(keras.Model):
         encoder_layers = checks.integer("encoder_layers", encoder_layers, least=2)
         decoder_layers = checks.integer("decoder_layers", decoder_layers, least=2)
         self.start, self.end = self._checked_id("start", start), self._checked_id("end", end)
-        dropout = checks.number("dropout", dropout, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+        dropout = checks.fraction("dropout", dropout)
         if moe is not None and not isinstance(moe, dict):
             raise ValueError(f"moe must be a dict of arguments of SparseMoE, or None. Received: moe={moe!r}.")
         if "expert" in (moe or {}):
@@ -417,8 +421,7 @@ class Translator(keras.Model):
 
     @classmethod
     def from_config(cls, config):
-        config = dict(config)
-        frozen = config.pop("frozen", ())
+        config, frozen = without_frozen(config)
         model = cls(**config)
         freeze(model, model._parts(), frozen)
         return model

@@ -3,6 +3,7 @@
 import dataclasses
 
 from tf_moe import checks
+from tf_moe.models.mixture_numbers import mixture_numbers
 from tf_moe.models.translator import Translator
 
 
@@ -47,17 +48,9 @@ class TranslationNetwork:
     @property
     def parameters(self) -> int:
         """Number of weights without embedding, softmax and biases, as the paper counts them."""
-        experts, gate = self._expert, 0
-        match self.num_experts:
-            case (groups, per_group):
-                experts *= groups * per_group
-                gate = groups + groups * per_group
-            case None:
-                pass
-            case number:
-                experts *= number
-                gate = number
-        return self._recurrent + 2 * (experts + self._gate_matrices * self.width * gate)
+        numbers = mixture_numbers(self.num_experts, self.k)
+        gate = self._gate_matrices * self.width * numbers.gate_columns
+        return self._recurrent + 2 * (numbers.experts * self._expert + gate)
 
     @property
     def ops_per_timestep(self) -> int:
@@ -86,19 +79,14 @@ class TranslationNetwork:
 
     @property
     def _gate_matrices(self) -> int:
-        return 1 if self.gate == "strictly_balanced" else 2  # W_g alone, or W_noise too
+        # W_g, and W_noise where there is noise.
+        return {"noisy_top_k": 2, "hierarchical": 2, "hash": 0}.get(self.gate, 1)
 
     @property
     def _mixture(self) -> int:
         """Multiply-adds of one mixture, gate included, for one position."""
-        match self.num_experts, self.k:
-            case (groups, per_group), (groups_chosen, chosen):
-                experts, logits = groups_chosen * chosen, groups + groups_chosen * per_group
-            case None, None:
-                experts, logits = 1, 0
-            case number, k:
-                experts, logits = k, number
-        return experts * self._expert + self._gate_matrices * self.width * logits
+        numbers = mixture_numbers(self.num_experts, self.k)
+        return numbers.chosen * self._expert + self._gate_matrices * self.width * numbers.logits
 
     def scaled(self, width: int) -> "TranslationNetwork":
         """The same network at another width: all widths in proportion, experts as many.
