@@ -18,8 +18,10 @@ class GateTest(TestCase):
         with self.assertRaisesRegex(NotImplementedError, "Mine must implement call"):
             Mine(4, 2).call(tf.zeros([2, 3]))
 
-    def test_dtype_is_float32_whatever_is_asked_for(self):
-        gate = NoisyTopK(4, 2, dtype="bfloat16")
+    def test_dtype_is_float32_under_any_policy(self):
+        self.addCleanup(keras.config.set_dtype_policy, keras.config.dtype_policy())
+        keras.config.set_dtype_policy("bfloat16")
+        gate = NoisyTopK(4, 2)
         gate.build((None, 3))
         self.assertEqual((gate.compute_dtype, gate.variable_dtype), ("float32", "float32"))
         self.assertNotIn("dtype", gate.get_config())

@@ -51,7 +51,8 @@ class FeedForward(QuantizableBank):
 
     Raises:
         ValueError: If `num_experts` or `hidden` is no positive integer, `use_bias` or `recompute` no boolean, `dropout`
-            not in [0, 1), or `seed` neither an integer nor None.
+            not in [0, 1), or `seed` neither an integer nor None. When called, if the activation has weights, or changes
+            the width.
 
     Call arguments:
         rows: `(S, D)`, sorted by expert; or `(E * C, D)`, C rows for each; or, on a mesh, `(N, R, M, D)`, sorted by

@@ -25,7 +25,7 @@ class LayerBank(keras.layers.Layer):
         ValueError: If `layers` is no list of different Keras layers, `recompute` no boolean, if one layer does not keep
             the width, or if `recompute` would lose something of one: the random numbers it draws, which it asks for
             twice, or the gradient of an `activity_regularizer`. In training, if one has a `BatchNormalization` that is
-            not frozen.
+            not frozen. When called on a mesh, or under XLA without a capacity.
 
     Call arguments:
         rows: `(S, D)`, sorted by expert; or `(E * C, D)`, C rows for each.

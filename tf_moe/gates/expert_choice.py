@@ -41,7 +41,7 @@ class ExpertChoice(LinearGate):
             gates.
 
     Raises:
-        ValueError: If not 1 <= k <= num_experts.
+        ValueError: If not 1 <= k <= num_experts, or `z_loss_weight` is negative.
 
     Example:
 

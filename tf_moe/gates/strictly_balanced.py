@@ -39,7 +39,7 @@ class StrictlyBalanced(LinearGate):
             experts choose among the tokens of all gates.
 
     Raises:
-        ValueError: If not 1 <= k <= num_experts.
+        ValueError: If not 1 <= k <= num_experts, or `z_loss_weight` is negative.
 
     Example:
 

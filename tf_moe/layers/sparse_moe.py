@@ -331,7 +331,13 @@ class SparseMoE(keras.layers.Layer):
         self._update_metrics(routing, plan, screened)
         return restore(outputs, inputs, shards)
 
-    def route(self, inputs, mask=None, training: bool = False, gate_id=None) -> Routing:
+    def route(
+        self,
+        inputs: tf.Tensor,
+        mask: tf.Tensor | None = None,
+        training: bool = False,
+        gate_id: tf.Tensor | None = None,
+    ) -> Routing:
         """What the gate decides for these inputs, without computing any expert.
 
         Args:
@@ -344,6 +350,14 @@ class SparseMoE(keras.layers.Layer):
         Returns:
             A `Routing` over the T positions of the flattened leading dimensions, with `gates` filled in up to 4096
             experts.
+
+        Raises:
+            ValueError: As a call, for inputs, mask and `gate_id`.
+
+        Example:
+
+        >>> tf_moe.layers.SparseMoE(8, 16, k=2).route(tf.random.normal([3, 5, 4])).expert_index.shape
+        TensorShape([15, 2])
         """
         mask = attached_mask(inputs) if mask is None else mask
         # As Keras does before a call: rounded to the compute dtype, tokens may go elsewhere.

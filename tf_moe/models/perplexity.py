@@ -22,6 +22,7 @@ class Perplexity(keras.metrics.SparseCategoricalCrossentropy):
         name: Name of the metric. Default "perplexity".
         dtype: Data type of the result. Default float32.
         from_logits: Whether predictions are logits rather than probabilities. Default True.
+        **kwargs: Other arguments of `keras.metrics.SparseCategoricalCrossentropy`.
 
     Example:
 
