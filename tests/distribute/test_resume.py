@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from unittest import mock
 
@@ -226,7 +227,7 @@ class ResumeTest(TestCase):
 
         before, model = resource.getrlimit(resource.RLIMIT_FSIZE), self.model(width=300)
         try:
-            with self.assertRaisesRegex(OSError, f"could not be written to '{self.directory}'"):
+            with self.assertRaisesRegex(OSError, f"could not be written to '{self.directory}'.*once the cause is gone"):
                 self.fit(model, FillDisk(), Resume(self.directory, 2))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -264,6 +265,46 @@ class ResumeTest(TestCase):
         self.assertEqual([file.name for file in self.directory.iterdir()], ["notes.txt"])
         # And nothing of it is left in the model.
         self.assertLen(self.fit(ours, epochs=1)["loss"], 1)
+
+    def test_a_deletion_that_was_interrupted(self):
+        """Of what is left nothing counts, and the training begins anew."""
+        self.fit(self.model(), Resume(self.directory, delete_checkpoint=False), epochs=1)
+        deleted, unlink = [], pathlib.Path.unlink
+
+        def unlink_one(file, *arguments, **more):
+            if file.parent != self.directory:
+                return unlink(file, *arguments, **more)
+            if deleted:
+                raise KeyboardInterrupt
+            deleted.append(file.name)
+            return unlink(file, *arguments, **more)
+
+        # In an order in which the state would not come first.
+        names = sorted(file.name for file in self.directory.iterdir())
+        glob = mock.patch.object(pathlib.Path, "glob", lambda folder, _: [folder / name for name in names])
+        with glob, mock.patch.object(pathlib.Path, "unlink", unlink_one), self.assertRaises(KeyboardInterrupt):
+            self.fit(self.model(), Resume(self.directory), epochs=1)
+        self.assertEqual(deleted, ["state.json"])
+        whole, again = Interrupt(), Interrupt()
+        self.fit(self.model(), whole, epochs=1)
+        self.fit(self.model(), again, Resume(self.directory), epochs=1)
+        self.assertEqual(again.losses, whole.losses)
+        self.assertFalse(self.directory.exists())
+
+    def test_sigterm_in_a_thread(self):
+        """Python handles signals in the main one only."""
+        errors = []
+
+        def train():
+            try:
+                self.fit(self.model(), Resume(self.directory, save_before_exit=True))
+            except ValueError as error:
+                errors.append(str(error))
+
+        thread = threading.Thread(target=train, name="trainer")
+        thread.start()
+        thread.join()
+        self.assertRegex(errors[0], "main thread.*save_before_exit=True in 'trainer'. Call fit in the main thread")
 
     def test_files_of_others_stay(self):
         """Also those whose names begin like its own: those of another callback, a copy that someone kept."""

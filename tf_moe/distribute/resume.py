@@ -8,6 +8,7 @@ import pathlib
 import re
 import shutil
 import signal
+import threading
 import warnings
 from typing import Any
 
@@ -77,7 +78,7 @@ class Resume(keras.callbacks.Callback):
             checkpoint found is damaged, of another model, of other settings, or not of a training like this one; the
             data cannot come in the same order again (a generator, `steps_per_epoch` of a dataset that ends, arrays
             shuffled without a seed); or the model is not built, or of a strategy other than `ExpertParallelStrategy`.
-            When training begins: if `save_before_exit` is True in a cluster.
+            When training begins: if `save_before_exit` is True in a cluster, or outside of the main thread.
         FileNotFoundError: If the checkpoint that was the last is gone.
         OSError: If a checkpoint could not be written. The one before is whole.
 
@@ -236,20 +237,21 @@ class Resume(keras.callbacks.Callback):
             save_sharded(self.directory / name, self.model, self._metrics(batch))
             if dtensor.client_id() != 0:
                 return
-            new.write_text(json.dumps(values))
+            new.write_text(json.dumps(values), encoding="utf-8")
             new.replace(state)
         except (tf.errors.OpError, OSError) as error:
             if dtensor.client_id() == 0:
                 self._delete(lambda file: file.name.startswith((f"{name}.", f"{name}_", new.name)))
             raise OSError(
                 f"A checkpoint could not be written to {str(self.directory)!r}. Received: {error}. The one before is "
-                "whole, and training goes on from it when the script is started again with room to write."
+                "whole: once the cause is gone, start the script again, and training goes on from it."
             ) from error
         self._delete(lambda file: not file.name.startswith((f"{name}.", _STATE)))
 
     def _delete(self, chosen=lambda file: True):
         """Delete those that are chosen of the files of this callback."""
-        for file in [*self.directory.glob("*")]:
+        # The state first: without it whatever else an interruption leaves is nothing, and with it a damaged checkpoint.
+        for file in sorted(self.directory.glob("*"), key=lambda file: file.name != _STATE):
             if _OURS.fullmatch(file.name) and chosen(file):
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
 
@@ -267,7 +269,14 @@ class Resume(keras.callbacks.Callback):
                 os.kill(os.getpid(), signal.SIGTERM)
 
         # None is the handler of a program that Python is only a part of, which cannot be put back.
-        before = signal.signal(signal.SIGTERM, note) or signal.SIG_DFL
+        try:
+            before = signal.signal(signal.SIGTERM, note) or signal.SIG_DFL
+        except ValueError as error:
+            raise ValueError(
+                "save_before_exit needs a training in the main thread, the only one in which Python handles signals. "
+                f"Received: save_before_exit=True in {threading.current_thread().name!r}. Call fit in the main thread, "
+                "or pass a save_freq instead."
+            ) from error
         self._signals.callback(signal.signal, signal.SIGTERM, before)
 
 
@@ -307,7 +316,7 @@ def _differences(found: dict | None, received: dict | None) -> str:
 
 def _read_state(file: pathlib.Path) -> dict:
     """What the last checkpoint is of."""
-    text = file.read_text(errors="replace")
+    text = file.read_text(encoding="utf-8", errors="replace")
     try:
         state = json.loads(text)
         if all(isinstance(state[name], kind) for name, kind in _FIELDS.items()):
