@@ -13,7 +13,6 @@ from tests.distribute.helpers import VOCABULARY, compiled, language_model
 from tests.mesh.helpers import Program, strategy_on
 from tf_moe.distribute import extended, programs
 from tf_moe.distribute.batches import place_batch
-from tf_moe.distribute.programs import check_supported
 from tf_moe.distribute.values import OnMesh
 from tf_moe.layers import LSTM
 
@@ -87,42 +86,3 @@ class ProgramsTest(TestCase):
             "tf_moe/distribute/programs.py can go, and with it 20 MB for each program.",
         )
         self.assertIn("mesh left behind: True", run.stdout, "_default_mesh in tf_moe/distribute/extended.py can go.")
-
-
-class SupportedTest(TestCase):
-    def test_keras_lstm(self):
-        with strategy_on(2).scope():
-            model = keras.Sequential([keras.Input((6, 4)), keras.layers.LSTM(4, name="their_lstm")])
-            model.compile("sgd", "mse")
-        with self.assertRaisesRegex(ValueError, r"'[^']*their_lstm[^']*'\. Use tf_moe.layers.LSTM"):
-            model.fit(self.normal(8, 6, 4), self.normal(8, 4), verbose=0)
-
-    def test_operations(self):
-        for function, message in {
-            lambda x: tf.random.normal([2]): "RandomStandardNormal.*keras.random.SeedGenerator",
-            lambda x: tf.map_fn(tf.sin, x): "TensorList",
-            lambda x: tf.where(x > 0): "Where.*static shape",
-            lambda x: tf.unique(x)[0]: "Unique.*static shape",
-            lambda x: keras.ops.flip(x): "Reverse.*go_backwards=True",
-            lambda x: tf.searchsorted(x, x): "LowerBound",
-            lambda x: tf.py_function(lambda y: y, [x], tf.float32): "EagerPyFunc",
-        }.items():
-            graph = tf.function(function).get_concrete_function(tf.TensorSpec([4])).graph
-            with self.assertRaisesRegex(ValueError, message):
-                check_supported(graph)
-
-    def test_the_scope_is_named(self):
-        def function(x):
-            with tf.name_scope("mesh_program_7"), tf.name_scope("model"), tf.name_scope("layer"):
-                return tf.where(x > 0)
-
-        graph = tf.function(function).get_concrete_function(tf.TensorSpec([4])).graph
-        with self.assertRaisesRegex(ValueError, "made by 'model/layer'"):
-            check_supported(graph)
-
-    def test_everything_else_passes(self):
-        def function(x):
-            x = tf.where(x > 0, x, tf.random.stateless_normal([4], [1, 2]))
-            return tf.while_loop(lambda n, _: n < 3, lambda n, y: (n + 1, tf.sort(y) + x), (0, x))
-
-        check_supported(tf.function(function).get_concrete_function(tf.TensorSpec([4])).graph)

@@ -7,7 +7,8 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tf_moe.distribute.batches import DistributedBatches, distribute, reader
-from tf_moe.distribute.programs import check_supported, new_program
+from tf_moe.distribute.programs import new_program
+from tf_moe.distribute.supported import check_supported
 from tf_moe.distribute.values import OnMesh, unwrap
 from tf_moe.distribute.variables import create_variable, whole
 from tf_moe.mesh.shards import Shards

@@ -13,6 +13,7 @@ wrong, both with "Cannot add function ... because a different function with the 
 `tests/distribute/test_programs.py` tells when this is no longer needed.
 """
 
+import contextlib
 import ctypes
 import itertools
 
@@ -26,7 +27,7 @@ _program = itertools.count()
 _loops_so_far = 0  # when memory was last taken
 
 
-def new_program():
+def new_program() -> contextlib.AbstractContextManager:
     """A name scope for a program that is about to be traced, which can then be compiled beside the others.
 
     An eager step is no such program, but may call a `tf.function`, which is. To take memory in each would fill it; so
@@ -51,41 +52,3 @@ def _take_freed_memory():
     for size in _SIZES:
         for _ in range(_BLOCKS_OF_A_SIZE):
             allocate(size)
-
-
-# Operations that DTensor cannot split, by how their types begin: what makes them, and what to do instead.
-_UNSUPPORTED = {
-    ("TensorList",): (
-        "a loop that keeps a list of tensors, as keras.layers.LSTM, GRU, RNN, tf.map_fn and tf.TensorArray do",
-        "Use tf_moe.layers.LSTM, or unroll=True with short sequences.",
-    ),
-    ("RandomStandardNormal", "RandomUniform", "TruncatedNormal", "RandomShuffle"): (
-        "random numbers with a state of their own",
-        "Use keras.random with a keras.random.SeedGenerator, or tf.random.stateless_*.",
-    ),
-    ("Reverse",): (
-        "the reversal of an axis, as keras.layers.Bidirectional, tf.reverse and keras.ops.flip make it",
-        "Use two tf_moe.layers.LSTM, one with go_backwards=True, and reverse what it returns by "
-        "tf.stack(tf.unstack(x, axis=1)[::-1], axis=1).",
-    ),
-    ("LowerBound", "UpperBound", "Where", "Unique", "EagerPyFunc", "PyFunc", "SparseTensorDense", "Ragged"): (
-        "an operation whose shape depends on the data, or that runs outside of the program",
-        "Do it in the dataset's map, or with operations of static shape.",
-    ),
-}
-
-
-def check_supported(graph: tf.Graph) -> None:
-    """Raise ValueError for an operation that DTensor cannot split, before DTensor does in its own words."""
-    for operation in graph.get_operations():
-        for types, (what, remedy) in _UNSUPPORTED.items():
-            if operation.type.startswith(types):
-                raise ValueError(
-                    f"ExpertParallelStrategy cannot split {what}. Received: operation {operation.type}, made by "
-                    f"{_layer_of(operation.name)!r}. {remedy}"
-                )
-
-
-def _layer_of(name: str) -> str:
-    """The scopes around an operation: the layers, without the program's number."""
-    return "/".join(name.split("/")[1:-1]) or name
