@@ -139,7 +139,11 @@ class TokenCacheTest(TestCase):
         text, vocabulary, _ = self.random_text()
         self.cache(text, vocabulary)
         manifest = self.directory / "cache" / "manifest.json"
-        for content in ("", "[]", "{}", json.dumps(json.loads(manifest.read_text()) | {"shards": None})):
+        whole = json.loads(manifest.read_text())
+        name = next(iter(whole["shards"]))
+        of_shards = (None, ["a"], {name: 3}, {name: None}, {name: {"bytes": 3}}, {name: {"bytes": "a"}})
+        others = [json.dumps(whole | {"shards": shards}) for shards in of_shards]
+        for content in ("", "[]", "{}", *others):
             manifest.write_text(content)
             with self.assertRaisesRegex(ValueError, "manifest.json' is damaged.*Delete '/"):
                 self.cache(text, vocabulary)

@@ -1,7 +1,7 @@
 """A text and its translation, line by line, as one stream."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -119,6 +119,11 @@ class ParallelText:
 
 def check_parallel_texts(texts) -> list[ParallelText]:
     """One or several parallel texts as a list; raises ValueError where there is none, TypeError for anything else."""
+    if not isinstance(texts, ParallelText) and (isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable)):
+        raise TypeError(
+            "texts must be a ParallelText, or a list of them. "
+            f"Received: texts={texts!r}. ParallelCorpus.parallel returns some."
+        )
     texts = [texts] if isinstance(texts, ParallelText) else list(texts)
     if not texts:
         raise ValueError("texts must be at least one ParallelText. Received: texts=[]")

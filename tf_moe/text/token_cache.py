@@ -17,6 +17,7 @@ from tf_moe.text.vocabulary import Vocabulary
 
 _MANIFEST = "manifest.json"
 _END = 65_536  # bytes of each end of a file that tell it from another of its name and size
+_COUNTS = ("tokens", "sentences", "bytes")  # what the manifest says of each shard
 _INTERLEAVED = 16  # shards that are read at a time where order does not matter
 
 
@@ -170,8 +171,8 @@ def _read_manifest(directory: Path, source: dict) -> dict:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         different = [key for key in source if found[key] != source[key]]
-        shards = dict(found["shards"])
-    except (ValueError, KeyError, TypeError) as error:
+        shards = {name: {count: int(counts[count]) for count in _COUNTS} for name, counts in found["shards"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(file)!r} is damaged, or of something else. Delete {str(directory)!r}.") from error
     if different:
         key = different[0]

@@ -118,7 +118,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | PathLike) -> "Vocabulary":
-        """Reads what `save` wrote; raises ValueError where the first line is another."""
+        """Reads what `save` wrote; raises ValueError, which names the file, where it is something else."""
         data = Path(path).read_bytes()
         try:
             head, *tokens = data.decode("utf-8").removesuffix("\n").split("\n")
@@ -126,6 +126,8 @@ class Vocabulary:
         except (UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
             head = data.split(b"\n")[0][:80].decode("utf-8", "backslashreplace")
             raise ValueError(f"{str(path)!r} is not a saved vocabulary. Its first line: {head!r}") from error
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r} does not hold a vocabulary: {error}") from error
 
 
 def build_vocabulary(text: Text, size: int | None, tokenizer: str = "words") -> Vocabulary:
