@@ -97,6 +97,23 @@ class LstmScanTest(TestCase):
             with self.subTest(buffers=buffers.__name__, **options):
                 self.check(*self.case(**options), buffers)
 
+    def test_no_steps(self):
+        """A static time of 0 leaves the states as they are, and their gradients."""
+        for buffers in (ListBuffers, StaticBuffers):
+            (z, recurrent, h, c), *_ = self.case(T=0)
+            arguments = [tf.constant(x) for x in (z, recurrent, h, c)]
+            gates = gates_for(keras.activations.tanh, keras.activations.sigmoid)
+            with tf.GradientTape() as tape:
+                tape.watch(arguments)
+                hs, last_h, last_c = lstm_scan(*arguments, gates=gates, buffers=buffers)
+                loss = tf.reduce_sum(last_h) + 2 * tf.reduce_sum(last_c)
+            d_z, d_recurrent, d_h, d_c = tape.gradient(loss, arguments)
+            self.assertEqual((hs.shape, d_z.shape), ((0, 3, 5), z.shape))
+            self.assertAllEqual(last_h, h)
+            self.assertAllEqual(last_c, c)
+            for gradient, value in ((d_recurrent, 0), (d_h, 1), (d_c, 2)):
+                self.assertAllEqual(gradient, tf.fill(gradient.shape, float(value)))
+
     def test_other_activations(self):
         for activations in (("softsign", "sigmoid"), ("tanh", "hard_sigmoid"), ("softsign", "softsign")):
             with self.subTest(activations=activations):

@@ -48,7 +48,7 @@ def lstm_scan(
     h, c = tf.convert_to_tensor(h), tf.convert_to_tensor(c)
     mask = None if mask is None else tf.convert_to_tensor(mask)
     options = {"gates": gates, "dropout": dropout, "buffers": buffers, "keep": keep}
-    if buffers.pieces == 1:
+    if buffers.pieces == 1 or z.shape[0] == 0:  # where there are no steps, there is nothing to cut
         return _scan(z, recurrent_kernel, h, c, projection_kernel, mask=mask, **options)
     outputs, length = [], -(-z.shape[0] // buffers.pieces)
     for start in range(0, z.shape[0], length):
