@@ -156,11 +156,11 @@ def add_row(table: Path, row: dict) -> None:
     """Add an outcome to a table, unless it is there: of the same training, that came to its end before."""
     rows = []
     if table.exists():
-        with table.open(newline="") as lines:
+        with table.open(newline="", encoding="utf-8") as lines:
             rows = list(csv.DictReader(lines))
     if any(all(old[name] == str(value) for name, value in row.items() if name != "tokens/s") for old in rows):
         return
-    with table.open("w", newline="") as lines:
+    with table.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.DictWriter(lines, row)
         writer.writeheader()
         writer.writerows([*rows, row])

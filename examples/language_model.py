@@ -200,9 +200,11 @@ def main(arguments=None) -> None:
         name: train(middle, name, data, options)
         for name, middle in ((f"moe-{experts}", moe), ("dense", dense_twin(moe, options.width)))
     }
-    (options.output / "history.json").write_text(json.dumps({n: run["history"] for n, run in runs.items()}, indent=1))
+    (options.output / "history.json").write_text(
+        json.dumps({n: run["history"] for n, run in runs.items()}, indent=1), encoding="utf-8"
+    )
     table = format_table([run["row"] for run in runs.values()])
-    (options.output / "table.md").write_text(table + "\n")
+    (options.output / "table.md").write_text(table + "\n", encoding="utf-8")
     import_plots().plot_perplexity(
         {n: run["curve"] for n, run in runs.items()}, options.output / "perplexity.png", "Equal compute"
     )

@@ -77,7 +77,7 @@ def plot(rows: list[dict], path: Path, title: str) -> None:
 
 def read_table(file: Path) -> dict[int, dict[str, str]]:
     """The rows of an earlier run, by their number of experts."""
-    with file.open(newline="") as lines:
+    with file.open(newline="", encoding="utf-8") as lines:
         return {int(row["experts"]): row for row in csv.DictReader(lines)}
 
 
@@ -116,7 +116,7 @@ def main(arguments=None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     rows = [measure(experts, options) for experts in options.experts]
     print_table(rows)
-    with (options.output / "table.csv").open("w", newline="") as file:
+    with (options.output / "table.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)

@@ -157,7 +157,7 @@ def main(arguments=None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     rows = [measure(experts, options) for experts in options.experts]
     print_table(rows)
-    with (options.output / "overhead.csv").open("w", newline="") as file:
+    with (options.output / "overhead.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)

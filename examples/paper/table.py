@@ -32,7 +32,7 @@ def read(file: Path) -> list[dict[str, str]]:
     """
     if not file.exists():
         return []
-    with file.open(newline="") as lines:
+    with file.open(newline="", encoding="utf-8") as lines:
         reader = csv.DictReader(lines)
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise ValueError(f"{str(file)!r} has other columns than this program writes. Pass another --output.")
@@ -50,7 +50,7 @@ def is_done(key: dict[str, Any], rows: Iterable[dict[str, str]]) -> bool:
 def append(file: Path, row: dict[str, Any]) -> None:
     """Add one row; what is missing stays empty."""
     is_new = not file.exists()
-    with file.open("a", newline="") as lines:
+    with file.open("a", newline="", encoding="utf-8") as lines:
         writer = csv.DictWriter(lines, COLUMNS)
         if is_new:
             writer.writeheader()

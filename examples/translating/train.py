@@ -98,7 +98,9 @@ class KeepBest(keras.callbacks.Callback):
     @property
     def value(self) -> float:
         """The lowest perplexity so far."""
-        return json.loads(self._state.read_text())["perplexity"] if self._state.exists() else float("inf")
+        return (
+            json.loads(self._state.read_text(encoding="utf-8"))["perplexity"] if self._state.exists() else float("inf")
+        )
 
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == 0:  # what is there is of another training
@@ -108,4 +110,4 @@ class KeepBest(keras.callbacks.Callback):
         if logs["val_perplexity"] < self.value:
             self.weights.parent.mkdir(parents=True, exist_ok=True)
             self.model.save_weights(self.weights)
-            self._state.write_text(json.dumps({"epoch": epoch, "perplexity": logs["val_perplexity"]}))
+            self._state.write_text(json.dumps({"epoch": epoch, "perplexity": logs["val_perplexity"]}), encoding="utf-8")
