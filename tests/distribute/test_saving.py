@@ -1,7 +1,9 @@
 """Files written from a mesh: they load anywhere, also on meshes of other sizes."""
 
+import contextlib
 import pathlib
 import random
+import tempfile
 from unittest import mock
 
 import keras
@@ -14,6 +16,7 @@ import tf_moe
 from tests.base import TestCase
 from tests.distribute.helpers import CLOSE, VOCABULARY, compiled, language_model, moe_of, same_weights
 from tests.mesh.helpers import specs_of, strategy_on
+from tf_moe.distribute import keras_methods
 
 
 class SavingTest(TestCase):
@@ -93,6 +96,19 @@ class SavingTest(TestCase):
         model.load_weights(self.folder / "one.weights.h5")
         for ours, expected in zip(model.get_weights(), one.get_weights(), strict=True):
             self.assertAllEqual(ours, expected)
+
+    def test_what_other_processes_write_is_thrown_away(self):
+        """Also where writing fails."""
+        model = self.untrained(strategy_on(2))
+        for name in ("model.weights.h5", "model.unknown"):
+            with (
+                mock.patch.object(keras_methods.dtensor, "num_clients", return_value=2),
+                mock.patch.object(keras_methods.dtensor, "client_id", return_value=1),
+                mock.patch.object(tempfile, "tempdir", str(self.folder)),
+                self.assertRaises(ValueError) if "unknown" in name else contextlib.nullcontext(),
+            ):
+                model.save_weights(self.folder / name)
+            self.assertEmpty([*self.folder.iterdir()])
 
     def test_export(self):
         model = self.untrained(strategy_on(2), recurrent=True)

@@ -16,7 +16,6 @@ import itertools
 import os
 import pathlib
 import random
-import shutil
 import tempfile
 import threading
 
@@ -28,17 +27,12 @@ from tf_moe.distribute.batches import place_batch
 from tf_moe.distribute.connection import barrier
 from tf_moe.distribute.extended import MeshExtended
 from tf_moe.distribute.values import OnMesh
-from tf_moe.mesh.shards import shards_of
-
-_wrapped = False
+from tf_moe.mesh.shards import Shards, shards_of
 
 
+@functools.cache
 def wrap_keras_methods() -> None:
-    """Wrap the methods of `keras.Model`, if that has not been done."""
-    global _wrapped
-    if _wrapped:
-        return
-    _wrapped = True
+    """Wrap the methods of `keras.Model`, once."""
     keras.Model._make_function = _placing(keras.Model._make_function)
     keras.Model.make_predict_function = _placing_predict(keras.Model.make_predict_function)
     keras.Model.save = _written_once(keras.Model.save)
@@ -49,7 +43,7 @@ def wrap_keras_methods() -> None:
     keras.callbacks.BackupAndRestore.on_train_end = _by_chief(keras.callbacks.BackupAndRestore.on_train_end)
 
 
-def shards_of_model(model: keras.Model):
+def shards_of_model(model: keras.Model) -> Shards | None:
     """The shards that a model was made on, or None."""
     extended = model.distribute_strategy.extended
     return extended.shards if isinstance(extended, MeshExtended) else None
@@ -121,9 +115,8 @@ def _written_once(write):
         if dtensor.client_id() == 0:
             result = write(model, filepath, *args, **kwargs)
         else:
-            folder = tempfile.mkdtemp()
-            result = write(model, str(pathlib.Path(folder, pathlib.Path(filepath).name)), *args, **kwargs)
-            shutil.rmtree(folder)
+            with tempfile.TemporaryDirectory() as folder:
+                result = write(model, str(pathlib.Path(folder, pathlib.Path(filepath).name)), *args, **kwargs)
         barrier()  # the file is there when any process goes on
         return result
 
