@@ -72,8 +72,9 @@ def restore_sharded(path: str | os.PathLike, model: keras.Model, others: Sequenc
         others: As they were saved.
 
     Raises:
-        ValueError: If the checkpoint is damaged, or of another model (a variable is missing, or has another shape or
-            dtype), in which case the model is left as it was; or the model is not built.
+        ValueError: If the checkpoint is of another model (a variable is missing, or has another shape or dtype), in
+            which case the model is left as it was; if it is damaged, in which case some variables may have been
+            restored already; or if the model is not built.
         FileNotFoundError: If there is no checkpoint of this name.
         TypeError: If it is no model.
 
@@ -100,7 +101,7 @@ def restore_sharded(path: str | os.PathLike, model: keras.Model, others: Sequenc
             f"The checkpoint is of another model. Received: {path!r}, where {unknown[0]!r} has shape "
             f"{saved[unknown[0]]}, for a model without it."
         )
-    for name, variable in named:  # all of them before the first is assigned: half a model would be no model
+    for name, variable in named:  # all of them before the first is assigned, so that another model's changes nothing
         shape, dtype = list(variable.shape), variable.dtype
         if name not in saved:
             fault = f"there is no {name!r}, for a model where it has shape {shape}"
