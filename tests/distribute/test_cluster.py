@@ -15,6 +15,14 @@ def simple_resolver(jobs, task_type="", task_id=None):
     return SimpleClusterResolver(tf.train.ClusterSpec(jobs), task_type=task_type, task_id=task_id)
 
 
+class ClusterTest(TestCase):
+    def test_addresses_in_a_list(self):
+        """The same cluster as in a tuple, which a process that has joined it compares."""
+        cluster = Cluster(0, ["a:1", "b:1"])
+        self.assertEqual(cluster, Cluster(0, ("a:1", "b:1")))
+        self.assertEqual(hash(cluster), hash(Cluster(0, ("a:1", "b:1"))))
+
+
 class FindClusterTest(TestCase):
     def environment(self, **variables):
         variables = {name: value if isinstance(value, str) else json.dumps(value) for name, value in variables.items()}
@@ -65,6 +73,7 @@ class FindClusterTest(TestCase):
         # As a resolver for Kubernetes, which has to be told its task.
         resolver = simple_resolver({"worker": ["a:1", "b:1"]})
         resolver.task_type, resolver.task_id = "worker", 0
+        self.assertEqual(find_cluster(cluster_resolver=resolver), Cluster(0, ("a:1", "b:1")))
         self.assertEqual(find_cluster(resolver), Cluster(0, ("a:1", "b:1")))
 
     def test_slurm(self):

@@ -3,6 +3,7 @@
 from unittest import mock
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 from tensorflow.experimental import dtensor
@@ -27,6 +28,7 @@ class MeshTest(TestCase):
     def test_mesh_shape(self):
         for shape, dims in (
             ({"expert": 4}, {"expert": 4}),
+            ({"replica": np.int64(2), "expert": np.int32(2)}, {"replica": 2, "expert": 2}),
             ({"replica": 1, "expert": 4}, {"expert": 4}),
             ({"expert": 2, "replica": 2}, {"replica": 2, "expert": 2}),
             ({"replica": 4}, {"replica": 4, "expert": 1}),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Iterable
 
 import tensorflow as tf
 
@@ -36,6 +37,9 @@ class Cluster:
     addresses: tuple[str, ...]
 
     def __post_init__(self):
+        if isinstance(self.addresses, str) or not isinstance(self.addresses, Iterable):
+            raise ValueError(f"addresses must be a tuple of texts 'host:port'. Received: addresses={self.addresses!r}")
+        object.__setattr__(self, "addresses", tuple(self.addresses))  # lists would not compare with it, nor hash
         for address in self.addresses:
             host, _, port = str(address).rpartition(":")
             if not host or not port.isdecimal() or "," in host:
@@ -54,11 +58,11 @@ class Cluster:
         return len(self.addresses)
 
 
-def find_cluster(resolver: tf.distribute.cluster_resolver.ClusterResolver | None = None) -> Cluster | None:
+def find_cluster(cluster_resolver: tf.distribute.cluster_resolver.ClusterResolver | None = None) -> Cluster | None:
     """The cluster that this process belongs to, or None where it is alone.
 
     Args:
-        resolver: Knows the cluster; by default the environment variable TF_CONFIG does, as
+        cluster_resolver: Knows the cluster; by default the environment variable TF_CONFIG does, as
             tf.distribute.MultiWorkerMirroredStrategy reads it.
 
     Returns:
@@ -67,7 +71,7 @@ def find_cluster(resolver: tf.distribute.cluster_resolver.ClusterResolver | None
     Raises:
         ValueError: If TF_CONFIG is not a JSON object, the cluster is not made of workers, and maybe one chief, with an
             address each, or it does not say which of them this process is.
-        TypeError: If the resolver is not a ClusterResolver.
+        TypeError: If `cluster_resolver` is not a ClusterResolver.
 
     Example:
         >>> import os
@@ -77,15 +81,14 @@ def find_cluster(resolver: tf.distribute.cluster_resolver.ClusterResolver | None
         >>> tf_moe.distribute.find_cluster()
         Cluster(process_index=1, addresses=('a.net:2222', 'b.net:2222'))
     """
-    if resolver is None:
+    if cluster_resolver is None:
         if not os.environ.get("TF_CONFIG"):
             return None
         _check_tf_config(os.environ["TF_CONFIG"])
-        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    checks.instance(
-        "cluster_resolver", resolver, tf.distribute.cluster_resolver.ClusterResolver, "Leave it out to use TF_CONFIG."
-    )
-    spec = resolver.cluster_spec()
+        cluster_resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    kind = tf.distribute.cluster_resolver.ClusterResolver
+    checks.instance("cluster_resolver", cluster_resolver, kind, "Leave it out to use TF_CONFIG.")
+    spec = cluster_resolver.cluster_spec()
     if spec is None or not spec.jobs:
         return None
     if unknown := sorted(set(spec.jobs) - set(_JOBS)):
@@ -97,7 +100,7 @@ def find_cluster(resolver: tf.distribute.cluster_resolver.ClusterResolver | None
     if len(tasks.get("chief", ())) > 1:
         raise ValueError(f"There can be one 'chief' at most. Received: {spec.as_dict()}")
     # The resolver for Slurm knows its task only once it was asked for the cluster.
-    job, index = resolver.task_type, resolver.task_id
+    job, index = cluster_resolver.task_type, cluster_resolver.task_id
     if sum(map(len, tasks.values())) == 1:
         return None
     if job not in tasks or index is None or not 0 <= int(index) < len(tasks[job]):

@@ -4,11 +4,13 @@ import math
 import os
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
+from tf_moe import checks
 from tf_moe.distribute.cluster import devices_per_process, find_cluster
 from tf_moe.distribute.connection import broadcast_int, join
 from tf_moe.distribute.extended import MeshExtended
@@ -82,14 +84,16 @@ class ExpertParallelStrategy(tf.distribute.Strategy):
     ):
         # DTensor's pass that combines all-reduces breaks on training steps ("operand does not dominate this use").
         os.environ.setdefault("DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION", "0")
-        if devices is not None and (isinstance(devices, str) or not isinstance(devices, Sequence)):
+        is_list = isinstance(devices, Sequence) and not isinstance(devices, str)
+        if devices is not None and not (is_list and devices):
             raise ValueError(
-                f'devices must be a list of names such as ["CPU:0", "CPU:1"]. Received: devices={devices!r}.'
+                'devices must be a list of names such as ["CPU:0", "CPU:1"], one at least; leave it out for all. '
+                f"Received: devices={devices!r}."
             )
         cluster = find_cluster(cluster_resolver)
         device_type = _device_type(devices)
         join(cluster, device_type, devices_per_process() if device_type == "CPU" else None)
-        devices = list(devices) if devices else _local_devices(device_type)
+        devices = _local_devices(device_type) if devices is None else list(devices)
         _check_devices(devices, device_type)
         total = len(devices) * (cluster.num_processes if cluster else 1)
         dims = _mesh_dims(mesh_shape, total)
@@ -109,7 +113,7 @@ class ExpertParallelStrategy(tf.distribute.Strategy):
         """Whether this is the process that writes files."""
         return dtensor.client_id() == 0
 
-    def reduce(self, reduce_op, value, axis):
+    def reduce(self, reduce_op: tf.distribute.ReduceOp | str, value: Any, axis: int | Sequence[int] | None) -> Any:
         """The value itself, reduced over `axis` if that is not None: with one logical replica there is only one."""
         value = unwrap(value)
         if axis is None:
@@ -138,7 +142,7 @@ def _check_devices(devices, device_type) -> None:
     there = [int(name.rsplit(":", 1)[-1]) for name in _local_devices(device_type)]
     asked = [_spec(name) for name in devices]
     numbers = [device.device_index for device in asked]
-    if {device.device_type for device in asked} != {device_type} or not len(numbers) == len({*numbers} & {*there}):
+    if {device.device_type for device in asked} != {device_type} or len(numbers) != len({*numbers} & {*there}):
         raise ValueError(
             f"devices must be different ones of this process, which has of type {device_type}: "
             f"{', '.join(_local_devices(device_type)) or 'none'}. Received: devices={devices!r}. "
@@ -147,8 +151,8 @@ def _check_devices(devices, device_type) -> None:
 
 
 def _local_devices(device_type: str) -> list[str]:
-    mine = [d for d in tf.config.list_logical_devices(device_type) if _is_local(d.name)]
-    return [f"{device_type}:{name.rsplit(':', 1)[-1]}" for name in (d.name for d in mine)]
+    names = [device.name for device in tf.config.list_logical_devices(device_type)]
+    return [f"{device_type}:{name.rsplit(':', 1)[-1]}" for name in names if _is_local(name)]
 
 
 def _is_local(name: str) -> bool:
@@ -160,8 +164,11 @@ def _mesh_dims(mesh_shape, total) -> list[tuple[str, int]]:
     if mesh_shape is None:
         return [(EXPERT, total)]
     sizes = {REPLICA: 1, EXPERT: 1, **(mesh_shape if isinstance(mesh_shape, Mapping) else {})}
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes.values())
-    fits = isinstance(mesh_shape, Mapping) and whole and math.prod(sizes.values()) == total
+    try:
+        sizes = {name: checks.integer(name, size) for name, size in sizes.items()}
+        fits = isinstance(mesh_shape, Mapping) and math.prod(sizes.values()) == total
+    except ValueError:  # which says what one of them must be, and not what they must be together
+        fits = False
     if set(sizes) != {REPLICA, EXPERT} or not fits:
         raise ValueError(
             f'mesh_shape must be {{"replica": r, "expert": e}} with r * e = {total}, the number of devices. '
