@@ -1,5 +1,9 @@
 """The strategy: meshes, variables on them, batches, and what `run` takes and gives."""
 
+import os
+import pathlib
+import subprocess
+import sys
 from unittest import mock
 
 import keras
@@ -17,8 +21,34 @@ from tf_moe.distribute.strategy import ExpertParallelStrategy
 from tf_moe.distribute.values import OnMesh
 from tf_moe.layers import SparseMoE
 
+# Prints the loss of a step, which is not 0.
+STEP = """
+import keras
+import numpy as np
+import tests.base
+from tests.mesh.helpers import strategy_on
+import tf_moe
+
+with strategy_on(2).scope():
+    model = keras.Sequential([keras.Input((3,)), tf_moe.layers.SparseMoE(4, 3, k=2), keras.layers.Dense(2)])
+    model.compile("sgd", "mse")
+x, y = np.ones((8, 3), "float32"), np.full((8, 2), 3, "float32")
+print("loss:", model.train_on_batch(x, y, return_dict=True)["loss"])
+"""
+
 
 class MeshTest(TestCase):
+    def test_the_combination_of_all_reduces_is_still_wrong(self):
+        environment = {**os.environ, "DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION": "1"}
+        environment["PYTHONPATH"] = str(pathlib.Path(__file__).parents[2])
+        run = subprocess.run(
+            [sys.executable, "-c", STEP], env=environment, check=False, capture_output=True, text=True, timeout=300
+        )
+        right = run.returncode == 0 and "loss: 0.0" not in run.stdout
+        self.assertFalse(right, "ExpertParallelStrategy need not switch it off any more.")
+        if run.returncode:
+            self.assertIn("does not dominate", run.stderr)
+
     def test_all_devices_by_default(self):
         strategy = ExpertParallelStrategy()
         self.assertEqual(dict(zip(strategy.mesh.dim_names, strategy.mesh.shape(), strict=True)), {"expert": 8})

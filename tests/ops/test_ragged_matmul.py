@@ -57,6 +57,11 @@ class RaggedMatmulTest(TestCase):
         for found, want in zip(ask(ours, rows, *weights), penalty(plain, rows, *weights), strict=True):
             self.assertAllClose(found, want)
 
+    def test_products_of_no_rows_have_other_columns(self):
+        """The fault of `tf.vectorized_map` for which `_rows_each` shapes its products again."""
+        products = tf.vectorized_map(lambda rows: tf.matmul(rows, tf.ones([D, H])), tf.ones([2, 0, D]))
+        self.assertNotEqual(products.shape[-1], H, "tf.vectorized_map knows it now: _rows_each need not shape them.")
+
     def test_the_other_products(self):
         counts, edges = (2, 0, 3), edges_of(tf.constant([2, 0, 3]))
         rows, others, kernel = (tf.constant(self.normal(*s), tf.float64) for s in ((6, D), (6, H), (3, D, H)))

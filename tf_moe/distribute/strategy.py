@@ -82,7 +82,8 @@ class ExpertParallelStrategy(tf.distribute.Strategy):
         mesh_shape: dict[str, int] | None = None,
         cluster_resolver: tf.distribute.cluster_resolver.ClusterResolver | None = None,
     ):
-        # DTensor's pass that combines all-reduces breaks on training steps ("operand does not dominate this use").
+        # DTensor's pass that combines all-reduces breaks on training steps ("operand does not dominate this use"), or
+        # leaves zeros for losses and metrics. `tests/distribute/test_strategy.py` tells when it can stay on.
         os.environ.setdefault("DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION", "0")
         is_list = isinstance(devices, Sequence) and not isinstance(devices, str)
         if devices is not None and not (is_list and devices):

@@ -88,7 +88,7 @@ def _rows_each(function, rows, kernel, width, edges):
 
     def write(n, products):
         product = function(_of_group(rows, edges, n), kernel[n])
-        # Shaped again: of no rows, tf.vectorized_map makes products of no columns (TensorFlow 2.21).
+        # Shaped again: of no rows, tf.vectorized_map makes products of other widths (TensorFlow 2.21).
         return write_rows(products, edges[n], tf.reshape(product, [edges[n + 1] - edges[n], width]))
 
     size = tf.shape(rows)[0]
