@@ -6,7 +6,7 @@ dense model into a mixture or makes a mixture smaller, and `tf_moe.distribute` s
 interrupted training. The layer is made of `tf_moe.gates`, `tf_moe.dispatch`, `tf_moe.experts`, `tf_moe.losses` and
 `tf_moe.initializers`, which can also be used on their own.
 
-All examples are tested. Each runs as written, in an empty directory, after these lines:
+The examples of public names are tested. Each runs as written, in an empty directory, after these lines:
 
 ```python
 import pathlib

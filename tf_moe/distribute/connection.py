@@ -39,10 +39,10 @@ def join(
 ) -> None:
     """Sets up the devices of this process and connects it with the others; call it before any other use of TensorFlow.
 
-    From then on the loss of a process makes the next collective operation of every other one raise an error within
-    about `heartbeat_timeout`. An exception that ends one process does so at once, and the error repeats its message.
-    When a script ends without one, or by `sys.exit` with whatever code, of which Python tells nobody, its process waits
-    half a minute at most for the others to end too, and only then is lost to them.
+    From then on, when a process is lost, the next collective operation of every other one raises an error within about
+    `heartbeat_timeout`. An exception that ends a process makes them do so at once, and the error repeats its message.
+    Python tells nobody of a script that ends without an exception, or by `sys.exit` with any code: its process waits
+    for up to half a minute for the others to end too, and only after that counts as lost.
 
     While it waits for the others to start, the process can be stopped by SIGQUIT and SIGKILL only.
 
@@ -59,7 +59,8 @@ def join(
         ValueError: If a number of devices is given for another type than CPU, or is not positive.
 
     Example:
-        >>> join(find_cluster(), devices_per_process=2)
+        >>> from tf_moe.distribute.connection import join
+        >>> join(tf_moe.distribute.find_cluster(), devices_per_process=2)
     """
     global _joined
     if device_type.upper() not in ("CPU", "GPU"):

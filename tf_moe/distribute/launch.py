@@ -17,6 +17,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
+from tf_moe.distribute.cluster import DEVICES_VARIABLE
+
 _POLL_SECONDS = 0.05
 
 
@@ -30,7 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 if every process did, otherwise the code of the first one that did not: 128 + n if signal n ended it.
 
     Example:
-        >>> main(["--processes", "2", "train.py", "--epochs", "3"])
+        >>> from tf_moe.distribute import launch
+        >>> written = pathlib.Path("train.py").write_text("import sys; print(sys.argv)")
+        >>> launch.main(["--processes", "2", "train.py", "--epochs", "3"])
+        0
     """
     options = _parser().parse_args(arguments)
     target = ["-m", options.target] if options.module else [options.target]
@@ -61,8 +66,9 @@ def reserved_ports(number: int) -> Iterator[list[int]]:
         The ports.
 
     Example:
-        >>> with reserved_ports(2) as ports:
-        ...     environment = process_environment(0, [f"localhost:{port}" for port in ports])
+        >>> from tf_moe.distribute import launch
+        >>> with launch.reserved_ports(2) as ports:
+        ...     environment = launch.process_environment(0, [f"localhost:{port}" for port in ports])
     """
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
@@ -87,7 +93,10 @@ def process_environment(index: int, addresses: Sequence[str], devices_per_proces
         ValueError: If no address has this number.
 
     Example:
-        >>> subprocess.Popen([sys.executable, "train.py"], env=process_environment(0, addresses))
+        >>> from tf_moe.distribute import launch
+        >>> environment = launch.process_environment(1, ["localhost:2222", "localhost:2223"])
+        >>> environment["TF_CONFIG"]
+        '{"cluster": {"worker": ["localhost:2222", "localhost:2223"]}, "task": {"type": "worker", "index": 1}}'
     """
     if not 0 <= index < len(addresses):
         raise ValueError(
@@ -101,7 +110,7 @@ def process_environment(index: int, addresses: Sequence[str], devices_per_proces
         "PYTHONUNBUFFERED": "1",
     }
     if devices_per_process is not None:
-        environment["TF_MOE_DEVICES_PER_PROCESS"] = str(devices_per_process)
+        environment[DEVICES_VARIABLE] = str(devices_per_process)
     return environment
 
 
@@ -226,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--devices-per-process",
         type=_positive,
-        help="logical CPU devices of each (TF_MOE_DEVICES_PER_PROCESS); by default the script decides",
+        help=f"logical CPU devices of each ({DEVICES_VARIABLE}); by default the script decides",
     )
     parser.add_argument(
         "--grace",

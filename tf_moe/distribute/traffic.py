@@ -89,8 +89,13 @@ def measure_traffic(call: Callable[[], object]) -> Traffic:
 
     Example:
 
-    >>> traffic = measure_traffic(lambda: model.train_on_batch(tokens[:, :-1], tokens[:, 1:]))
-    >>> traffic.bytes_sent("all_to_all"), traffic.bytes_sent("all_reduce")
+    >>> from tf_moe.distribute.traffic import measure_traffic
+    >>> with tf_moe.distribute.ExpertParallelStrategy().scope():  # over several devices
+    ...     parallel = keras.models.clone_model(model)
+    ...     parallel.compile("sgd", loss)
+    >>> traffic = measure_traffic(lambda: parallel.train_on_batch(tokens[:, :-1], tokens[:, 1:]))
+    >>> traffic.bytes_sent("all_to_all") > 0, traffic.bytes_sent("all_reduce") > 0
+    (True, True)
     """
     functions = _new_functions(call)
     in_loops = _reached(functions, [name for f in functions.values() for n in f.node_def for name in _bodies(n)])

@@ -46,7 +46,7 @@ def group_by(index: tf.Tensor, num_groups: int, priority: tf.Tensor | None = Non
         order = tf.gather(first, then, batch_dims=2, axis=2)
     group = tf.gather(index, order, batch_dims=2, axis=2)
     counts = tf.cast(sum_by_group(tf.ones_like(index, tf.float32), index, num_groups, "nrm"), tf.int32)
-    # A scatter would invert the permutation faster, but DTensor collects all devices' for it.
+    # A scatter would invert the permutation faster, but for it DTensor collects the permutations of all devices.
     return Groups(order, tf.argsort(order, axis=-1), group, counts)
 
 

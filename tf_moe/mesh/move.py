@@ -28,7 +28,7 @@ class Exchange:
         shards, replicas, groups, places, width = x.shape
         # In one piece (see Shards.split), every device has all rows and just keeps those of its groups.
         second = dtensor.UNSHARDED if shards * replicas == 1 else self._shards.replica_axis
-        # Said twice: of constants, such as a loss's plain sum has for gradient, DTensor would not know where they are.
+        # Twice, as DTensor would not know where constants are, such as the gradient of a loss that is a plain sum.
         x = self._shards.lay_out(self._shards.lay_out_tokens(x), {1: second, 2: EXPERT})
         # The replicas come before the shards again: a split dimension can be merged with others as their first.
         return tf.reshape(tf.transpose(x, [2, 1, 0, 3, 4]), [groups, shards * replicas * places, width])

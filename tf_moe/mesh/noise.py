@@ -24,7 +24,7 @@ def common_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
 
 
 def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
-    """The same, and another on every replica of MirroredStrategy."""
+    """As `common_seed`, but different on every replica of MirroredStrategy."""
     seed = common_seed(generator)
     replica = tf.distribute.get_replica_context()
     if replica is not None and replica.num_replicas_in_sync > 1:  # their generators are copies of one another

@@ -30,6 +30,7 @@ def group_by(index: tf.Tensor, num_groups: int) -> Groups:
 
     Example:
 
+    >>> from tf_moe.ops.groups import group_by
     >>> group_by(tf.constant([1, 0, 2, 0]), num_groups=2).order  # item 2 is of no group
     <tf.Tensor: shape=(4,), dtype=int32, numpy=array([1, 3, 0, 2], dtype=int32)>
     """

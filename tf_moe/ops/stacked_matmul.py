@@ -37,7 +37,7 @@ def is_slow(kernel_shape: Sequence[int]) -> bool:
 def fastest_matmul(training: bool = False) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """What multiplies `(G, n, D)` with `(G, D, O)`, G, D and O static, for this program on this machine.
 
-    Ask in the forward pass, and not for tensors on a mesh.
+    In which way, it decides at each call, see `is_slow`. Not for tensors on a mesh.
 
     Args:
         training: Whether the forward pass may be a loop, too. Otherwise it is one operation, as a model wants it that

@@ -42,9 +42,9 @@ def optimizer_for(
 ) -> OptimizerOfParts:
     """One optimizer of two: for the experts of all `SparseMoE` layers, and for all other weights.
 
-    The paper's largest models keep less for the experts, which have nearly all weights, than for the rest. What the two
-    do, they do each for their part: learning rates, clipping by global norm, decay, averages. Only the loss is one for
-    both, and so is a `loss_scale_factor`.
+    The paper's largest models keep less state for the experts, which have nearly all weights, than for the rest. Each
+    of the two acts on its own part only: learning rate, clipping by global norm, decay and averages are its own. The
+    loss is that of both, and so is a `loss_scale_factor`.
 
     Args:
         experts: The optimizer of the experts' weights, those with a layer named "experts" in their path, or what

@@ -1,9 +1,11 @@
 """Adam with factored second moments, for banks of experts that are most of a model's memory."""
 
 import numbers
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
+from keras.optimizers.schedules import LearningRateSchedule
 
 from tf_moe import checks
 from tf_moe.ops.sum_dtype import sum_dtype
@@ -54,7 +56,7 @@ class FactoredAdam(keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        learning_rate=0.001,
+        learning_rate: float | LearningRateSchedule | Callable[[], float] = 0.001,
         beta_1: float = 0.0,
         beta_2: float = 0.999,
         epsilon: float = 1e-7,

@@ -35,9 +35,9 @@ class WarmupInverseSqrt(keras.optimizers.schedules.LearningRateSchedule):
     Reference: appendices C.1 and E of Shazeer et al. (2017).
     """
 
-    def __init__(self, learning_rate: float, warmup_steps: int = 1000, constant_steps: int = 0):
+    def __init__(self, learning_rate: float, warmup_steps: float = 1000, constant_steps: float = 0):
         super().__init__()
-        # Steps too are numbers here, for many are written as 1e4.
+        # Numbers of steps may be floats, as 1e4 is one.
         self.learning_rate = checks.at_least_zero("learning_rate", learning_rate)
         self.warmup_steps = checks.number("warmup_steps", warmup_steps, "a number, 1 or more", lambda x: x >= 1)
         self.constant_steps = checks.at_least_zero("constant_steps", constant_steps)

@@ -1,4 +1,4 @@
-"""Loops over time without Keras: the elementwise step, the buffers, and the loop with its gradient by hand."""
+"""Loops over time: the LSTM's elementwise step, buffers, its loop with a gradient by hand; and one over any step."""
 
 from tf_moe.recurrence.buffers import buffers_for
 from tf_moe.recurrence.gates import gates_for

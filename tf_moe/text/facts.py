@@ -82,6 +82,7 @@ class FactLanguage:
 
     @functools.cached_property
     def entropy(self) -> float:
+        """Entropy of a word given all words before, in nats: no model has a lower mean cross-entropy."""
         by_chance = (1 - self.fact_probability) * self._frequency
         surprise = _surprise(by_chance)
         of_fact = surprise.sum() - surprise + _surprise(by_chance + self.fact_probability)  # by the word that is it
@@ -89,10 +90,13 @@ class FactLanguage:
 
     @property
     def perplexity(self) -> float:
+        """The perplexity of the language itself, e to the power of `entropy`."""
         return math.exp(self.entropy)
 
     def log_probability(self, words: np.ndarray) -> np.ndarray:
-        """What the language itself gives each word from the third on: minus the mean is the floor of these very words.
+        """Log-probability of each word from the third on under the language itself.
+
+        The negative mean is the lowest cross-entropy possible on these words.
 
         Args:
             words: Integers `(B, T)`, sequences of the language.

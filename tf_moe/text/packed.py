@@ -40,11 +40,11 @@ def packed_batches(
         seed: Makes a new dataset repeat the orders, epoch for epoch, where `tf.random.set_seed` had the same seed too,
             or none. Default None: they differ.
         shard: Number of this process and how many there are, where each reads a part of its own. Default (0, 1).
-        drop_remainder: For training: an epoch of exactly N // (B * T) batches for the cache's N tokens, which the
-            dataset tells. It leaves out the few rows beyond, other ones in every epoch if they are shuffled. Of
-            several processes each has an n-th of that; one that has not so many of its own, as a cache of few blocks
-            may have it, goes on with the first of all. Default False: every token once, the last batch filled up with
-            padding; the number of batches is not known before.
+        drop_remainder: For training: exactly N // (B * T) batches an epoch for the cache's N tokens, a number the
+            dataset knows. The few rows left over are dropped, different ones in every epoch if rows are shuffled. With
+            n processes each gives an n-th of that; a process with too few rows of its own, as may be with a cache of
+            few blocks, goes on with those of all, from the first. Default False: every token once, the last batch
+            filled up with padding; the number of batches is not known before.
 
     Returns:
         A dataset of (inputs, targets, weights), each [B, T], int32, int32, float32, as `sentence_batches` gives

@@ -1,6 +1,5 @@
 """Word pieces: a vocabulary that can write any text, shared by all languages."""
 
-import importlib
 import io
 import random
 import re
@@ -76,7 +75,9 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def encode(self, lines: tf.Tensor, target_language: str | tf.Tensor | None = None) -> tf.RaggedTensor:
+    def encode(
+        self, lines: tf.Tensor | Sequence[str], target_language: str | tf.Tensor | None = None
+    ) -> tf.RaggedTensor:
         """Ids [N, None], int32, of lines [N]: of each line its pieces and `</s>`.
 
         Args:
@@ -148,7 +149,7 @@ class Pieces:
 
 
 def build_pieces(
-    texts: Sequence[Text | ParallelText],
+    texts: Text | ParallelText | Sequence[Text | ParallelText],
     size: int,
     *,
     languages: Sequence[str] = (),
@@ -160,14 +161,15 @@ def build_pieces(
     The same texts give the same pieces. Takes the package `sentencepiece`, which applying pieces does not.
 
     Args:
-        texts: Training parts, read once, as streams; of more than a million lines as many are drawn. Lines of
-            more than 4192 bytes are left out. Of a ParallelText both sides, without the pairs of its other parts.
+        texts: One training part or several, read once, as streams; from more than a million lines a million are drawn.
+            Lines of more than 4192 bytes are left out. Of a ParallelText both sides, without the pairs of its other
+            parts.
         size: Number of ids at most, specials, languages and 256 bytes included. Small texts have fewer pieces.
         languages: Languages to be translated into, such as `"fr"`: each gets a token. Default none: a model of one
             direction needs none.
-        coverage: Share of the characters of the texts that must have pieces; the rest, the rarest, are written in
-            bytes. Default 1; where a web page's rubbish would take the room, or with thousands of Chinese
-            characters, 0.9995.
+        coverage: Share of the texts' characters that must have pieces; the rarest, which make up the rest, are written
+            in bytes. Default 1. Pass 0.9995 for texts with thousands of Chinese characters, or where the rubbish of web
+            pages would take up the room.
         longest: Characters of a piece at most. Default 16; fewer where words are put together from short parts that
             a piece should not join.
 
@@ -221,7 +223,7 @@ def build_pieces(
     return Pieces(model.getvalue())
 
 
-def normalize(lines: tf.Tensor) -> tf.Tensor:
+def normalize(lines: tf.Tensor | Sequence[str]) -> tf.Tensor:
     """Strings in Unicode's form C, with one space between words and none at the ends."""
     lines = tf.strings.regex_replace(lines, f"({SPACE}|\u2581)+", " ")
     return tf_text.normalize_utf8(tf.strings.strip(lines), "NFC")
@@ -259,11 +261,12 @@ def _check_languages(languages: Sequence[str]) -> tuple[str, ...]:
 
 def _import_sentencepiece():
     try:
-        return importlib.import_module("sentencepiece")
+        import sentencepiece  # here: applying pieces does not need it
     except ImportError as error:
         raise ImportError(
             "Learning pieces takes the package sentencepiece: pip install 'tf_moe[translation]'. Applying does not."
         ) from error
+    return sentencepiece
 
 
 def _shown(model) -> str:

@@ -50,8 +50,8 @@ class TokenCache:
         """Blocks of some thousand sentences, RaggedTensor [sentences, None] of int32; every epoch has all of them.
 
         Args:
-            shuffle: Whether blocks come in another order in every epoch: of shards in random order, 16 at a time take
-                turns. Default False: the order of the text.
+            shuffle: Whether blocks come in another order in every epoch: files are shuffled, and 16 of them are read in
+                turn. Default False: the order of the text.
             seed: Makes a new dataset repeat the orders, epoch for epoch, where `tf.random.set_seed` had the same seed
                 too, or none. Default None: they differ.
             shard: Number of this process and how many there are: of n processes each gets every n-th block. Default

@@ -2,6 +2,7 @@
 
 import re
 import string
+from collections.abc import Sequence
 
 import tensorflow as tf
 import tensorflow_text as tf_text
@@ -18,11 +19,10 @@ class Tokenizer:
     White space, indentation too, only separates and is not kept; nothing is lower-cased.
 
     Args:
-        kind: `"words"`: what stands between white space, for text that is tokenised already, such as WikiText
-            and the One Billion Word benchmark. `"code"`: also cut before and after every run of one ASCII
-            punctuation
-            mark: `if x_1 == "":` gives `if`, `x_1`, `==`, `""`, `:`. The run, and not the mark, is a token
-            because the rest of a line of dashes would be told for nothing and flatter a perplexity.
+        kind: `"words"`: whatever stands between white space, for text that is tokenised already, such as WikiText and
+            the One Billion Word benchmark. `"code"`: also cuts before and after every run of one ASCII punctuation
+            mark: `if x_1 == "":` gives `if`, `x_1`, `==`, `""`, `:`. A run is one token, and not each of its marks,
+            because all dashes of a line but the first would be predicted for free and flatter a perplexity.
 
     Raises:
         ValueError: an unknown kind.
@@ -39,14 +39,14 @@ class Tokenizer:
             raise ValueError(f"kind must be one of {self.kinds}. Received: kind={kind!r}")
         self.kind = kind
 
-    def tokenize(self, lines: tf.Tensor) -> tf.RaggedTensor:
+    def tokenize(self, lines: tf.Tensor | Sequence[str]) -> tf.RaggedTensor:
         """Tokens [N, None] of UTF-8 lines [N], both strings; a blank line has none."""
         if self.kind == "words":
             return tf_text.regex_split(lines, SPACE)
         return tf_text.regex_split(lines, f"{_MARKS}|{SPACE}", keep_delim_regex_pattern=_MARKS)
 
 
-def as_lines(lines: tf.Tensor | list[str]) -> tf.Tensor:
+def as_lines(lines: tf.Tensor | Sequence[str]) -> tf.Tensor:
     """Strings [N] as a tensor, also of no lines; raises ValueError for another rank, such as that of one line alone."""
     lines = tf.convert_to_tensor(lines, tf.string)
     if lines.shape.rank not in (1, None):

@@ -21,7 +21,7 @@ def translation_batches(
     shuffle_buffer: int = 0,
     seed: int | None = None,
 ) -> tf.data.Dataset:
-    """Pairs in few shapes, each of which is compiled once: lengths are those given, and a batch has as many tokens.
+    """Batches of few shapes, each compiled once: the lengths are those given, and all have about as many tokens.
 
     With pieces that have tokens for languages, a source begins with the token of the language to translate into, so
     that one model can learn several directions. Several texts are read in turn, 2048 pairs of each.
@@ -86,7 +86,9 @@ def translation_batches(
 
 
 def count_too_long(texts: ParallelText | Sequence[ParallelText], pieces: Pieces, longest: int = LENGTHS[-1]) -> int:
-    """How many pairs `translation_batches` leaves out whose last length is `longest`; reads the texts once.
+    """How many pairs are too long for `translation_batches` when the last of its `lengths` is `longest`.
+
+    Reads the texts once.
 
     Raises:
         ValueError: `longest` no positive integer; no texts, or one whose target language has no token while others

@@ -22,8 +22,8 @@ class Vocabulary:
     """Tokens and their ids: 0 is padding, 1 an unknown token, 2 the end of a sentence, then by frequency.
 
     These three specials are written `<pad>`, `<unk>` and `</s>`. In a text `<unk>` is unknown (WikiText has
-    it), and so are `<pad>` and `</s>`: only the end of a line ends a sentence, and no text makes padding. The tokens
-    "code" cut them into parts.
+    it), and so are `<pad>` and `</s>`: only the end of a line ends a sentence, and no text makes padding. The
+    tokenizer "code" cuts them into parts.
 
     Args:
         tokens: All tokens in the order of their ids; the specials are the first three.
@@ -71,7 +71,7 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def encode(self, lines: tf.Tensor) -> tf.RaggedTensor:
+    def encode(self, lines: tf.Tensor | Sequence[str]) -> tf.RaggedTensor:
         """Ids [N, None], int32, of lines [N]: of each line its tokens and `</s>`. Works in tf.data graphs.
 
         Raises:
@@ -84,8 +84,8 @@ class Vocabulary:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids [T]: tokens with spaces between, a new line for `</s>`, nothing for padding.
 
-        A last `</s>` ends the text without a new line. Encoding the lines of the text gives the same ids again, if they
-        end in `</s>` and hold no padding; of "code", no unknown token either.
+        A last `</s>` ends the text without a new line. Encoding the lines of the text gives the same ids again if they
+        end in `</s>` and hold no padding and, with the tokenizer "code", no unknown token.
 
         Raises:
             ValueError: ids are not integers [T] from 0 to below the size of the vocabulary.
