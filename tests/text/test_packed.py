@@ -107,18 +107,18 @@ class PackedBatchesTest(TestCase):
     def test_processes(self):
         """Together they have every sentence; and for training all have as many batches, though parts differ."""
         cache, expected = self.cache(files=4, count=50)
-        parts = [[*packed_batches(cache, 2, 16, shard=(n, 3))] for n in range(3)]
+        parts = [[*packed_batches(cache, 2, 16, process=(n, 3))] for n in range(3)]
         self.assertCountEqual(sum(map(sentences_of, parts), []), expected)
         self.assertNotEqual(len({len(part) for part in parts}), 1)
         count = cache.num_tokens // (2 * 16 * 3)
         for n in range(3):
-            batches = packed_batches(cache, 2, 16, shard=(n, 3), shuffle_buffer=9, drop_remainder=True)
+            batches = packed_batches(cache, 2, 16, process=(n, 3), shuffle_buffer=9, drop_remainder=True)
             self.assertLen([*batches], count)
 
     def test_a_process_without_a_block_has_as_many_batches(self):
         cache, _ = self.cache(files=1, count=50)
         for n in range(2):
-            batches = packed_batches(cache, 2, 16, shard=(n, 2), shuffle_buffer=9, drop_remainder=True)
+            batches = packed_batches(cache, 2, 16, process=(n, 2), shuffle_buffer=9, drop_remainder=True)
             self.assertLen([*batches], cache.num_tokens // (2 * 16 * 2))
             self.assertGreater(len(batches), 0)
 

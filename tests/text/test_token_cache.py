@@ -173,12 +173,12 @@ class TokenCacheTest(TestCase):
         text, vocabulary, expected = self.random_text(files=5)
         cache = self.cache(text, vocabulary)
         for shuffle in (False, True):
-            parts = [sentences_of(cache, shuffle=shuffle, seed=1, shard=(n, 3)) for n in range(3)]
+            parts = [sentences_of(cache, shuffle=shuffle, seed=1, process=(n, 3)) for n in range(3)]
             self.assertCountEqual(sum(parts, []), expected)
 
     def test_one_block_a_file_still_goes_to_all_processes(self):
         cache = self.cache(*self.random_text(files=4)[:2])
-        self.assertEqual([sum(1 for _ in cache.blocks(shard=(n, 4))) for n in range(4)], [1, 1, 1, 1])
+        self.assertEqual([sum(1 for _ in cache.blocks(process=(n, 4))) for n in range(4)], [1, 1, 1, 1])
 
     def test_attributes(self):
         cache = self.cache(*self.random_text()[:2])

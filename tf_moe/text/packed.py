@@ -16,7 +16,7 @@ def packed_batches(
     sentences_per_row: int | None = None,
     shuffle_buffer: int = 0,
     seed: int | None = None,
-    shard: tuple[int, int] = (0, 1),
+    process: tuple[int, int] = (0, 1),
     drop_remainder: bool = False,
 ) -> tf.data.Dataset:
     """Rows of one width, filled with whole sentences one after another, the rest padding: for corpora of real size.
@@ -39,7 +39,7 @@ def packed_batches(
             epoch. Default 0: the order of the text, by and large.
         seed: Makes a new dataset repeat the orders, epoch for epoch, where `tf.random.set_seed` had the same seed too,
             or none. Default None: they differ.
-        shard: Number of this process and how many there are, where each reads a part of its own. Default (0, 1).
+        process: Number of this process and how many there are, where each reads a part of its own. Default (0, 1).
         drop_remainder: For training: exactly N // (B * T) batches an epoch for the cache's N tokens, a number the
             dataset knows. The few rows left over are dropped, different ones in every epoch if rows are shuffled. With
             n processes each gives an n-th of that; a process with too few rows of its own, as may be with a cache of
@@ -52,7 +52,7 @@ def packed_batches(
 
     Raises:
         ValueError: `batch_size`, `steps` or `sentences_per_row` no integer of at least 1, `shuffle_buffer` no
-            integer of at least 0, `seed` neither an integer nor None, or `shard` no such pair.
+            integer of at least 0, `seed` neither an integer nor None, or `process` no such pair.
         TypeError: `cache` is no TokenCache.
 
     Example:
@@ -67,19 +67,19 @@ def packed_batches(
     most = checks.integer("sentences_per_row", steps if sentences_per_row is None else sentences_per_row)
     shuffle_buffer, seed = checks.integer("shuffle_buffer", shuffle_buffer, least=0), checks.seed(seed)
 
-    def rows(shard, shuffle):
-        blocks = cache.blocks(shuffle=shuffle, seed=seed, shard=shard)
+    def rows(process, shuffle):
+        blocks = cache.blocks(shuffle=shuffle, seed=seed, process=process)
         packed = blocks.map(lambda lines: _pack(lines, steps, most), num_parallel_calls=tf.data.AUTOTUNE).unbatch()
         return packed.shuffle(shuffle_buffer, seed=seed, reshuffle_each_iteration=True) if shuffle else packed
 
-    chosen = rows(shard, shuffle=shuffle_buffer > 0)
+    chosen = rows(process, shuffle=shuffle_buffer > 0)
     if not drop_remainder:
         return weighted(chosen.batch(batch_size), batch_size)
-    if shard[1] > 1:  # processes have to give as many batches as one another, and parts differ by some blocks
+    if process[1] > 1:  # processes have to give as many batches as one another, and parts differ by some blocks
         # Of all, since one may have no block; unshuffled, which uses up no seed.
         chosen = chosen.concatenate(rows((0, 1), shuffle=False).repeat())
     # At least that many, for a row holds T tokens at most.
-    count = cache.num_tokens // (batch_size * steps * shard[1])
+    count = cache.num_tokens // (batch_size * steps * process[1])
     batches = chosen.batch(batch_size, drop_remainder=True).take(count)
     return weighted(batches.apply(tf.data.experimental.assert_cardinality(count)), batch_size)
 

@@ -45,7 +45,7 @@ class TokenCache:
     num_sentences: int
 
     def blocks(
-        self, *, shuffle: bool = False, seed: int | None = None, shard: tuple[int, int] = (0, 1)
+        self, *, shuffle: bool = False, seed: int | None = None, process: tuple[int, int] = (0, 1)
     ) -> tf.data.Dataset:
         """Blocks of some thousand sentences, RaggedTensor [sentences, None] of int32; every epoch has all of them.
 
@@ -54,14 +54,14 @@ class TokenCache:
                 turn. Default False: the order of the text.
             seed: Makes a new dataset repeat the orders, epoch for epoch, where `tf.random.set_seed` had the same seed
                 too, or none. Default None: they differ.
-            shard: Number of this process and how many there are: of n processes each gets every n-th block. Default
+            process: Number of this process and how many there are: of n processes each gets every n-th block. Default
                 (0, 1): all.
 
         Raises:
-            ValueError: `seed` is no integer, `shuffle` no truth value, or `shard` no such pair.
+            ValueError: `seed` is no integer, `shuffle` no truth value, or `process` no such pair.
             tf.errors.DataLossError: on iteration, where a file is damaged.
         """
-        shuffle, seed, (index, count) = checks.boolean("shuffle", shuffle), checks.seed(seed), check_shard(shard)
+        shuffle, seed, (index, count) = checks.boolean("shuffle", shuffle), checks.seed(seed), _check_process(process)
 
         def records(file, number):
             # Where each shard has few blocks, the first of all of them must not go to one process.
@@ -124,16 +124,16 @@ def cache_tokens(
     return TokenCache(tuple(directory / name for name in names), total["tokens"], total["sentences"])
 
 
-def check_shard(shard: tuple[int, int]) -> tuple[int, int]:
+def _check_process(process: tuple[int, int]) -> tuple[int, int]:
     """The pair; raises ValueError unless it is a number of a process and how many there are."""
     try:
-        index, count = map(operator.index, shard)
+        index, count = map(operator.index, process)
     except (TypeError, ValueError):
         index, count = 0, 0
     if not 0 <= index < count:
         raise ValueError(
-            "shard must be a pair (number of this process, number of processes), such as (0, 4). "
-            f"Received: shard={shard!r}."
+            "process must be a pair (number of this process, number of processes), such as (0, 4). "
+            f"Received: process={process!r}."
         )
     return index, count
 
