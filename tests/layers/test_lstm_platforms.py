@@ -17,7 +17,7 @@ from tests.base import TestCase
 from tests.mesh.helpers import strategy_on
 from tf_moe.layers.lstm import LSTM
 from tf_moe.recurrence.buffers import StaticBuffers, buffers_for
-from tf_moe.recurrence.gates import gates_for
+from tf_moe.recurrence.lstm_gates import lstm_gates_for
 from tf_moe.recurrence.scan import lstm_scan
 
 B, T, D, UNITS = 4, 6, 3, 5
@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def scan(x, h, c, kernel, recurrent, projection, mask):
     """Outputs and gradients of the layer's recurrence, with buffers of static shape as on a mesh."""
-    gates = gates_for(keras.activations.tanh, keras.activations.sigmoid)
+    gates = lstm_gates_for(keras.activations.tanh, keras.activations.sigmoid)
     arguments = [x, h, c, kernel, recurrent, projection]
     with tf.GradientTape() as tape:
         tape.watch(arguments)

@@ -16,7 +16,7 @@ class GroupsTest(TestCase):
         devices = (shards.shards, shards.replicas)
 
         def function(index, priority):
-            index, priority = shards.lay_out_tokens(index), shards.lay_out_tokens(priority)
+            index, priority = shards.relayout_tokens(index), shards.relayout_tokens(priority)
             plain, sorted_ = group_by(index, G), group_by(index, G, priority)
             return (*plain, plain.starts), (*sorted_, sorted_.starts)
 
@@ -44,8 +44,8 @@ class GroupsTest(TestCase):
         for groups in (1, 2, 9, 10):
 
             def function(values, index, groups=groups):
-                lay_out = strategy.shards.lay_out_tokens
-                device = sum_by_group(lay_out(values), lay_out(index), groups, "nrm")
+                relayout = strategy.shards.relayout_tokens
+                device = sum_by_group(relayout(values), relayout(index), groups, "nrm")
                 return device, sum_by_group(values[:, 0], index[:, 0], groups, "tk")
 
             values = self.normal(2, 1, M)

@@ -26,7 +26,7 @@ class MoveTest(TestCase):
 
         def function(x, whole):
             results = []
-            for part in (shards.lay_out_tokens(x), shards.whole(whole)):
+            for part in (shards.relayout_tokens(x), shards.whole(whole)):
                 there = move.there(part)
                 results += [there, move.back(2 * there, Window(part[..., 0], None))]
             return results
@@ -55,10 +55,10 @@ class DTensorsAllToAllTest(TestCase):
 
     def relayout(self, mesh, x, moves):
         strategy = strategy_on(*mesh)
-        lay_out = strategy.shards.lay_out
+        relayout = strategy.shards.relayout
 
         def function(x):
-            return [lay_out(lay_out(x, {a: "expert"}), {b: "expert"}) for a, b in moves]
+            return [relayout(relayout(x, {a: "expert"}), {b: "expert"}) for a, b in moves]
 
         return Program(strategy, function)(x)
 

@@ -27,7 +27,7 @@ class RowsTest(TestCase):
 
     def run_laid_out(self, function, *arrays):
         """Results, of which every one must be split over all devices."""
-        program = Program(self.strategy, lambda *x: function(*[self.strategy.shards.lay_out_tokens(t) for t in x]))
+        program = Program(self.strategy, lambda *x: function(*[self.strategy.shards.relayout_tokens(t) for t in x]))
         results = program(*arrays)
         for specs in program.specs:
             self.assertEqual(specs[:2], ["expert", "replica"])

@@ -13,9 +13,9 @@ class WindowTest(TestCase):
         strategy = strategy_on(2)
 
         def function(index, values, start):
-            lay_out = strategy.shards.lay_out_tokens
-            sent = group_by(lay_out(index), G)
-            rows = lay_out(values)
+            relayout = strategy.shards.relayout_tokens
+            sent = group_by(relayout(index), G)
+            rows = relayout(values)
             places = window(sent, start, C)
             filled = places.fill(rows)
             return (*places, filled, places.read(2 * filled)), sent.order

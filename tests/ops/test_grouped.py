@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 import tf_moe
 from tests.base import TestCase
-from tf_moe.ops import grouped, hot_groups, layout
+from tf_moe.ops import buffer_layout, grouped, hot_groups
+from tf_moe.ops.buffer_layout import make_buffer_layout
 from tf_moe.ops.grouped import apply_grouped
 from tf_moe.ops.hot_groups import HotGroups, cheapest_places
-from tf_moe.ops.layout import lay_out
 from tf_moe.ops.rows import take_rows
 
 D, H, O = 3, 4, 2  # noqa: E741
@@ -46,7 +46,7 @@ def chosen(function, rows, counts, weights, recompute=False):
     """Sorted rows through the layout that the loads choose, and back."""
     size, groups = tf.shape(rows)[0], counts.shape[0]
     index = tf.repeat(tf.range(groups + 1), tf.concat([counts, [size - tf.reduce_sum(counts)]], 0))
-    places = lay_out(tf.ensure_shape(tf.reshape(index, [size]), rows.shape[:1]), groups)
+    places = make_buffer_layout(tf.ensure_shape(tf.reshape(index, [size]), rows.shape[:1]), groups)
     rows = take_rows(rows, places.item, tf.expand_dims(places.row, -1))
     output = apply_grouped(function, rows, counts, weights, places.places, recompute)
     return take_rows(output, places.row, tf.expand_dims(places.item, -1))
@@ -57,7 +57,7 @@ def recomputed(function, rows, counts, weights):
 
 
 def with_capacity(capacity_of):
-    return mock.patch.object(layout, "cheapest_places", capacity_of)
+    return mock.patch.object(buffer_layout, "cheapest_places", capacity_of)
 
 
 def block_alone(function, rows, counts, weights):

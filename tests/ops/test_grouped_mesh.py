@@ -70,8 +70,8 @@ class GroupedMeshTest(TestCase):
         move, function = (Stay(), two_layers_staying) if stay else (Exchange(shards), two_layers)
 
         def run(rows, group, d_output, *weights):
-            rows, group, d_output = (shards.lay_out_tokens(x) for x in (rows, group, d_output))
-            weights = [shards.lay_out(w, {} if stay else {0: "expert"}) for w in weights]
+            rows, group, d_output = (shards.relayout_tokens(x) for x in (rows, group, d_output))
+            weights = [shards.relayout(w, {} if stay else {0: "expert"}) for w in weights]
             with tf.GradientTape() as tape:
                 tape.watch([rows, *weights])
                 sent = group_by(group, G)
@@ -119,8 +119,8 @@ class GroupedMeshTest(TestCase):
         strategy, size, groups = strategy_on(2), 2816, 128  # a round is 8 rows of a device
 
         def run(rows, group, weight, d_output):
-            rows, group, d_output = (strategy.shards.lay_out_tokens(x) for x in (rows, group, d_output))
-            weight = strategy.shards.lay_out(weight, {0: "expert"})
+            rows, group, d_output = (strategy.shards.relayout_tokens(x) for x in (rows, group, d_output))
+            weight = strategy.shards.relayout(weight, {0: "expert"})
             with tf.GradientTape() as tape:
                 tape.watch(weight)
                 sent = group_by(group, groups)
@@ -152,8 +152,8 @@ class GroupedMeshTest(TestCase):
         for recompute, expected in ((False, 1), (True, 2)):
 
             def run(rows, group, weight, recompute=recompute):
-                rows, weight = strategy.shards.lay_out_tokens(rows), strategy.shards.lay_out(weight, {0: "expert"})
-                sent = group_by(strategy.shards.lay_out_tokens(group), G)
+                rows, weight = strategy.shards.relayout_tokens(rows), strategy.shards.relayout(weight, {0: "expert"})
+                sent = group_by(strategy.shards.relayout_tokens(group), G)
                 with tf.GradientTape() as tape:
                     tape.watch(weight)
                     output = apply_grouped_mesh(

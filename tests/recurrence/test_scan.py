@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.base import TestCase
 from tf_moe.recurrence.buffers import ListBuffers, StaticBuffers, buffers_for
-from tf_moe.recurrence.gates import gates_for
+from tf_moe.recurrence.lstm_gates import lstm_gates_for
 from tf_moe.recurrence.scan import lstm_scan
 
 ACTIVATIONS = {
@@ -51,7 +51,7 @@ class LstmScanTest(TestCase):
         return arguments, mask, dropout
 
     def check(self, arguments, mask, dropout, buffers, keep=True, activations=("tanh", "sigmoid")):
-        gates = gates_for(*(keras.activations.get(name) for name in activations))
+        gates = lstm_gates_for(*(keras.activations.get(name) for name in activations))
         weights = [self.normal(*x.shape) for x in reference(*arguments, mask=mask, dropout=dropout)]
 
         def loss(*arguments):
@@ -102,7 +102,7 @@ class LstmScanTest(TestCase):
         for buffers in (ListBuffers, StaticBuffers):
             (z, recurrent, h, c), *_ = self.case(T=0)
             arguments = [tf.constant(x) for x in (z, recurrent, h, c)]
-            gates = gates_for(keras.activations.tanh, keras.activations.sigmoid)
+            gates = lstm_gates_for(keras.activations.tanh, keras.activations.sigmoid)
             with tf.GradientTape() as tape:
                 tape.watch(arguments)
                 hs, last_h, last_c = lstm_scan(*arguments, gates=gates, buffers=buffers)
@@ -138,7 +138,7 @@ class LstmScanTest(TestCase):
     def test_a_row_that_softmax_couples(self):
         # softmax is not elementwise: its gradient must not be taken for a derivative of each element
         arguments, *_ = self.case()
-        gates = gates_for(keras.activations.softmax, keras.activations.sigmoid)
+        gates = lstm_gates_for(keras.activations.softmax, keras.activations.sigmoid)
         z, recurrent, h, c = map(tf.constant, arguments)
 
         def unrolled(z, recurrent, h, c):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tf_moe.dispatch.capacity import check_drop_by
-from tf_moe.mesh.groups import Groups, group_by
+from tf_moe.mesh.groups import ShardedGroups, group_by
 from tf_moe.mesh.rows import sum_rows, take_rows
 from tf_moe.mesh.shards import Shards
 
@@ -46,7 +46,7 @@ class ShardedPlan(NamedTuple):
     ```
     """
 
-    counts: Groups
+    counts: ShardedGroups
     slot: tf.Tensor
     dropped: tf.Tensor
     capacity: int | None
@@ -112,8 +112,8 @@ def dispatch_sharded(
     check_drop_by(drop_by)
     index = shards.split(tf.where(combine_weights > 0, expert_index, num_experts))
     weights = shards.split(combine_weights)
-    devices, replicas, size, choices = index.shape
-    flat = [devices, replicas, size * choices]
+    num_shards, replicas, size, choices = index.shape
+    flat = [num_shards, replicas, size * choices]
     priority = tf.reshape(weights, flat) if drop_by == "weight" else None
     sent = group_by(tf.reshape(index, flat), num_experts, priority)
     kept = sent.counts if capacity is None else tf.minimum(sent.counts, capacity)

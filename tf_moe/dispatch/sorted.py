@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from tf_moe.dispatch.plan import Plan
-from tf_moe.ops.layout import lay_out
+from tf_moe.ops.buffer_layout import make_buffer_layout
 
 
 def dispatch_sorted(
@@ -16,7 +16,7 @@ def dispatch_sorted(
         combine_weights: `(T, K)`; an assignment with weight zero gets no row.
         num_experts: Number of experts E.
         with_block: Whether the first assignments of all experts come first, in as many places for each as is fastest
-            with these loads, and then what the others have beyond them (`tf_moe.ops.layout.Layout`).
+            with these loads, and then what the others have beyond them (`tf_moe.ops.buffer_layout.BufferLayout`).
 
     Returns:
         A plan with as many rows as there are assignments, and the empty places of the block. Under XLA, where that
@@ -30,6 +30,8 @@ def dispatch_sorted(
     (array([1, 2, 1], dtype=int32), array([1, 0, 2, 3], dtype=int32))
     """
     assigned = combine_weights > 0
-    layout = lay_out(tf.reshape(tf.where(assigned, expert_index, num_experts), [-1]), num_experts, with_block)
+    layout = make_buffer_layout(
+        tf.reshape(tf.where(assigned, expert_index, num_experts), [-1]), num_experts, with_block
+    )
     slot = tf.reshape(layout.row, tf.shape(expert_index))
     return Plan(layout.item, slot, layout.counts, dropped=tf.constant(0), places=layout.places)

@@ -67,7 +67,7 @@ class MeshExtended(tf.distribute.StrategyExtended):
             x = x.tensor
         elif tf.is_tensor(x) and x.shape.rank and not tf.executing_eagerly() and x.shape[0] is not None:
             batch = {} if x.shape[0] % self.shards.batch_pieces else {0: self.shards.batch_axis}
-            x = self.shards.lay_out(x, batch)
+            x = self.shards.relayout(x, batch)
         if tf.is_tensor(x) and not x.shape.is_fully_defined():
             raise ValueError(
                 "On a mesh all shapes are static. Received: a batch of shape "

@@ -9,7 +9,7 @@ from tf_moe import checks
 from tf_moe.experts.constraints import ConstrainEach
 from tf_moe.experts.quantized import QuantizableBank, matmul_each
 from tf_moe.initializers import Initializer, PerExpert
-from tf_moe.mesh.groups import Groups
+from tf_moe.mesh.groups import ShardedGroups
 from tf_moe.mesh.move import Exchange
 from tf_moe.mesh.noise import next_seed, uniform
 from tf_moe.mesh.shards import EXPERT, shards_of, split_over_experts
@@ -57,7 +57,7 @@ class FeedForward(QuantizableBank):
     Call arguments:
         rows: `(S, D)`, sorted by expert; or `(E * C, D)`, C rows for each; or, on a mesh, `(N, R, M, D)`, sorted by
             expert on each device.
-        counts: Int32 `(E,)`, rows of each expert; on a mesh, `tf_moe.mesh.groups.Groups`.
+        counts: Int32 `(E,)`, rows of each expert; on a mesh, `tf_moe.mesh.groups.ShardedGroups`.
         capacity: C, or None where rows are sorted without gaps. On a mesh, the rows of an expert that a device sends.
         places: Where there is no capacity, the places of each expert in a block, see `Plan`; None without a block.
         training: Whether hidden units are dropped. Default False.
@@ -138,7 +138,7 @@ class FeedForward(QuantizableBank):
     def call(
         self,
         rows: tf.Tensor,
-        counts: tf.Tensor | Groups,
+        counts: tf.Tensor | ShardedGroups,
         capacity: int | tf.Tensor | None = None,
         places: tf.Tensor | None = None,
         training: bool = False,
@@ -150,7 +150,7 @@ class FeedForward(QuantizableBank):
             stacks["unit_scale"] = self._draw_unit_scale()
         weights = list(stacks.values())
 
-        on_mesh = isinstance(counts, Groups)
+        on_mesh = isinstance(counts, ShardedGroups)
         ragged = not on_mesh and capacity is None and places is None and not self.takes_block(training)
         matmul = tf.matmul if on_mesh else fastest_matmul(training)
         arrangement = Ragged(counts) if ragged else Stacks(matmul)
@@ -182,7 +182,7 @@ class FeedForward(QuantizableBank):
         seed = tf.random.experimental.stateless_fold_in(next_seed(self.seed_generator), 1)
         numbers = uniform([self.num_experts, self.hidden], seed, shards)
         scale = tf.cast(numbers >= self.dropout, self.compute_dtype) / (1 - self.dropout)
-        return shards.lay_out(scale, {0: EXPERT}) if shards else scale
+        return shards.relayout(scale, {0: EXPERT}) if shards else scale
 
     def compute(
         self,

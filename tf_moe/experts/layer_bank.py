@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.mesh.groups import Groups
+from tf_moe.mesh.groups import ShardedGroups
 from tf_moe.ops.xla import compiled_by_xla
 
 
@@ -89,7 +89,7 @@ class LayerBank(keras.layers.Layer):
         places=None,
         training: bool = False,
     ) -> tf.Tensor:
-        if isinstance(counts, Groups):
+        if isinstance(counts, ShardedGroups):
             raise ValueError(
                 "Experts that are Keras layers cannot be split over the devices of a mesh: each has its own weights. "
                 f"Received: {self.layers[0]!r} and so on, under ExpertParallelStrategy. Take SparseMoE's built-in "

@@ -39,7 +39,7 @@ def batchwise_choice(scores: tf.Tensor, k: int, mask: tf.Tensor | None = None) -
     first = tf.reduce_sum(tf.cast(tf.expand_dims(number, 0) < tf.expand_dims(first, 1), tf.int32), axis=1)
     turn = tf.math.floormod(tf.expand_dims(first, 1) + tf.expand_dims(tf.range(size), 0), tf.maximum(size, 1))
     if shards:  # an all-to-all: every device chooses for its experts, among the tokens of all
-        scores, turn = shards.lay_out(scores, {0: EXPERT}), shards.lay_out(turn, {0: EXPERT})
+        scores, turn = shards.relayout(scores, {0: EXPERT}), shards.relayout(turn, {0: EXPERT})
     in_turn = tf.gather(scores, turn, batch_dims=1)  # (E, T): each expert's tokens as it prefers them among equals
     if compiled_by_xla() or shards:  # where m cannot be a shape
         order = tf.argsort(in_turn, direction="DESCENDING", stable=True)
@@ -48,7 +48,7 @@ def batchwise_choice(scores: tf.Tensor, k: int, mask: tf.Tensor | None = None) -
             return tf.transpose(rank < m)
         # Laid out, or DTensor would sort as the tokens are split that come of it, which it cannot. Whole, for with more
         # replicas than shards what it makes of a transposed one is wrong (TensorFlow 2.21).
-        rank = shards.lay_out(rank, {0: EXPERT})
+        rank = shards.relayout(rank, {0: EXPERT})
         return shards.whole(tf.transpose(rank < m))
     best = tf.math.top_k(in_turn, m).indices  # of equals the first; never a masked token, whose -1 is below all others
     token = tf.gather(turn, best, batch_dims=1)

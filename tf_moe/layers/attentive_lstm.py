@@ -11,7 +11,7 @@ from tf_moe.layers.frozen import freeze, frozen_config, without_frozen
 from tf_moe.layers.lstm_cell import LSTMCell
 from tf_moe.ops.bias import add_bias
 from tf_moe.recurrence.buffers import buffers_for
-from tf_moe.recurrence.gates import gates_for
+from tf_moe.recurrence.lstm_gates import lstm_gates_for
 from tf_moe.recurrence.steps import rows_of_zeros, scan_steps
 
 
@@ -140,7 +140,7 @@ class AttentiveLSTM(keras.layers.Layer):
         else:
             shared.append(keys)
         number = {name: n for n, name in enumerate(matrices)}
-        gates = gates_for(cell.activation, cell.recurrent_activation)
+        gates = lstm_gates_for(cell.activation, cell.recurrent_activation)
 
         def step(inputs, state, shared, product):
             h, c, context = state

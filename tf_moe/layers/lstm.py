@@ -8,7 +8,7 @@ from tf_moe.initializers import Initializer
 from tf_moe.layers.lstm_cell import LSTMCell
 from tf_moe.ops.bias import add_bias
 from tf_moe.recurrence.buffers import buffers_for
-from tf_moe.recurrence.gates import gates_for
+from tf_moe.recurrence.lstm_gates import lstm_gates_for
 from tf_moe.recurrence.scan import lstm_scan
 from tf_moe.recurrence.steps import rows_of_zeros
 
@@ -139,7 +139,7 @@ class LSTM(keras.layers.LSTM):
             tf.convert_to_tensor(cell.recurrent_kernel),
             *initial_state,
             None if cell.projection is None else tf.convert_to_tensor(cell.projection_kernel),
-            gates=gates_for(cell.activation, cell.recurrent_activation),
+            gates=lstm_gates_for(cell.activation, cell.recurrent_activation),
             mask=mask,
             dropout=dropout,
             buffers=buffers,

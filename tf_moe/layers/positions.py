@@ -35,12 +35,12 @@ def flatten(inputs: tf.Tensor, mask: tf.Tensor | None, gate_id: tf.Tensor | None
     return Positions(tokens, mask, gate_id)
 
 
-def lay_out(positions: Positions, inputs: tf.Tensor, shards: Shards) -> Positions:
+def split_positions(positions: Positions, inputs: tf.Tensor, shards: Shards) -> Positions:
     """On a mesh: split over the devices."""
     if _is_whole(inputs, shards):
         # They are; but DTensor lays the gradient out as it takes these to be, and guesses wrong after an embedding.
         positions = positions._replace(tokens=shards.whole(positions.tokens))
-    return Positions(*(None if part is None else shards.lay_out_batch(part) for part in positions))
+    return Positions(*(None if part is None else shards.relayout_batch(part) for part in positions))
 
 
 def restore(outputs: tf.Tensor, inputs: tf.Tensor, shards: Shards | None) -> tf.Tensor:

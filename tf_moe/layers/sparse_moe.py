@@ -18,7 +18,7 @@ from tf_moe.initializers import Initializer
 from tf_moe.layers.balance import balance_metrics, measure_balance
 from tf_moe.layers.frozen import freeze, frozen_config, without_frozen
 from tf_moe.layers.parts import experts_from_config, experts_to_config, make_experts, to_config
-from tf_moe.layers.positions import Positions, flatten, lay_out, restore
+from tf_moe.layers.positions import Positions, flatten, restore, split_positions
 from tf_moe.layers.recording import record
 from tf_moe.losses import cv_squared
 from tf_moe.mesh.shards import computed_where, current_shards
@@ -304,7 +304,7 @@ class SparseMoE(keras.layers.Layer):
     def _call(self, inputs, mask, training, gate_id):
         positions, shards = self._flatten(inputs, mask, gate_id), current_shards()
         if shards is not None:
-            positions = lay_out(positions, inputs, shards)
+            positions = split_positions(positions, inputs, shards)
         screened, routing = self._route(positions, training)
         record(self, routing)
         tokens = screened.clear(positions.tokens)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 
-class Groups(NamedTuple):
+class ShardedGroups(NamedTuple):
     """Items sorted by group on each device; items of no group come last.
 
     Attributes:
@@ -30,7 +30,7 @@ class Groups(NamedTuple):
         return tf.cumsum(self.counts, axis=-1, exclusive=True)
 
 
-def group_by(index: tf.Tensor, num_groups: int, priority: tf.Tensor | None = None) -> Groups:
+def group_by(index: tf.Tensor, num_groups: int, priority: tf.Tensor | None = None) -> ShardedGroups:
     """Sort each device's items by group.
 
     Args:
@@ -47,7 +47,7 @@ def group_by(index: tf.Tensor, num_groups: int, priority: tf.Tensor | None = Non
     group = tf.gather(index, order, batch_dims=2, axis=2)
     counts = tf.cast(sum_by_group(tf.ones_like(index, tf.float32), index, num_groups, "nrm"), tf.int32)
     # A scatter would invert the permutation faster, but for it DTensor collects the permutations of all devices.
-    return Groups(order, tf.argsort(order, axis=-1), group, counts)
+    return ShardedGroups(order, tf.argsort(order, axis=-1), group, counts)
 
 
 def sum_by_group(values: tf.Tensor, index: tf.Tensor, num_groups: int, axes: str) -> tf.Tensor:

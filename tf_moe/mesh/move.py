@@ -29,7 +29,7 @@ class Exchange:
         # In one piece (see Shards.split), every device has all rows and just keeps those of its groups.
         second = dtensor.UNSHARDED if shards * replicas == 1 else self._shards.replica_axis
         # Twice, as DTensor would not know where constants are, such as the gradient of a loss that is a plain sum.
-        x = self._shards.lay_out(self._shards.lay_out_tokens(x), {1: second, 2: EXPERT})
+        x = self._shards.relayout(self._shards.relayout_tokens(x), {1: second, 2: EXPERT})
         # The replicas come before the shards again: a split dimension can be merged with others as their first.
         return tf.reshape(tf.transpose(x, [2, 1, 0, 3, 4]), [groups, shards * replicas * places, width])
 
@@ -37,7 +37,7 @@ class Exchange:
         """`(G, N * R * C, D)` at the weights' devices -> `(N, R, G, C, D)` at the tokens'."""
         shards, replicas, groups, size = places.row.shape
         y = tf.transpose(tf.reshape(y, [groups, replicas, shards, size, y.shape[-1]]), [2, 1, 0, 3, 4])
-        return self._shards.lay_out_tokens(y)
+        return self._shards.relayout_tokens(y)
 
 
 class Stay:

@@ -42,13 +42,13 @@ class Shards:
         """Tokens S on a device; all of them where they do not divide evenly, see `split`."""
         return tokens if tokens % self.devices else tokens // self.devices
 
-    def lay_out_batch(self, x: tf.Tensor) -> tf.Tensor:
+    def relayout_batch(self, x: tf.Tensor) -> tf.Tensor:
         """`(T, ...)` split over the devices as a batch is; whole where the tokens do not divide evenly.
 
         The tokens of a batch that is whole may well divide evenly, and DTensor must know before it computes with them:
         it cannot find a layout for some operations between a tensor that is whole and one that is split.
         """
-        return self.lay_out(x, {} if x.shape[0] % self.devices else {0: self.batch_axis})
+        return self.relayout(x, {} if x.shape[0] % self.devices else {0: self.batch_axis})
 
     def split(self, x: tf.Tensor) -> tf.Tensor:
         """`(T, ...)` -> `(N, R, S, ...)`, one slice a device.
@@ -57,11 +57,11 @@ class Shards:
         """
         tokens, *rest = x.shape
         if tokens % self.devices:
-            return self.lay_out_tokens(tf.reshape(x, [1, 1, tokens, *rest]))
+            return self.relayout_tokens(tf.reshape(x, [1, 1, tokens, *rest]))
         if self.batch_axis == EXPERT:
-            return self.lay_out_tokens(tf.reshape(x, [self.shards, self.replicas, self.share(tokens), *rest]))
+            return self.relayout_tokens(tf.reshape(x, [self.shards, self.replicas, self.share(tokens), *rest]))
         x = tf.reshape(x, [self.replicas, self.shards, self.share(tokens), *rest])
-        return _swap_first_two(self.lay_out(x, {0: REPLICA, 1: EXPERT}))
+        return _swap_first_two(self.relayout(x, {0: REPLICA, 1: EXPERT}))
 
     def join(self, x: tf.Tensor) -> tf.Tensor:
         """`(N, R, S, ...)` -> `(T, ...)`, the inverse of `split`."""
@@ -69,23 +69,23 @@ class Shards:
             x = _swap_first_two(x)
         first, second, size, *rest = x.shape
         if self.replicas > 1 and first * second == self.devices:
-            x = self.lay_out(x, {0: self.batch_axis})
+            x = self.relayout(x, {0: self.batch_axis})
         return tf.reshape(x, [first * second * size, *rest])
 
     def whole(self, x: tf.Tensor) -> tf.Tensor:
         """The same tensor, all of it on every device."""
-        return self.lay_out(x, {})
+        return self.relayout(x, {})
 
     def experts_layout(self, rank: int) -> dtensor.Layout:
         """The layout of a variable `(E, ...)` that is split over the experts."""
         return dtensor.Layout([EXPERT] + [dtensor.UNSHARDED] * (rank - 1), self.mesh)
 
-    def lay_out_tokens(self, x: tf.Tensor) -> tf.Tensor:
+    def relayout_tokens(self, x: tf.Tensor) -> tf.Tensor:
         """`(N, R, ...)` with a slice on each device, or `(1, 1, ...)`, all of it on every device."""
         in_one_piece = x.shape[0] * x.shape[1] < self.devices
-        return self.lay_out(x, {} if in_one_piece else {0: EXPERT, 1: self.replica_axis})
+        return self.relayout(x, {} if in_one_piece else {0: EXPERT, 1: self.replica_axis})
 
-    def lay_out(self, x: tf.Tensor, axes: dict[int, str]) -> tf.Tensor:
+    def relayout(self, x: tf.Tensor, axes: dict[int, str]) -> tf.Tensor:
         """The same tensor, its dimensions split over these axes of the mesh and no others."""
         specs = [axes.get(n, dtensor.UNSHARDED) for n in range(x.shape.rank)]
         return dtensor.relayout(x, dtensor.Layout(specs, self.mesh))

@@ -11,7 +11,7 @@ from tf_moe.ops.rows import gather_or_zero
 from tf_moe.ops.xla import compiled_by_xla
 
 
-class Layout(NamedTuple):
+class BufferLayout(NamedTuple):
     """N items of G groups in a buffer of S rows.
 
     The first G * C rows are the block: C places for each group, in which its first items stand. The rows after them are
@@ -31,7 +31,7 @@ class Layout(NamedTuple):
     places: tf.Tensor | None
 
 
-def lay_out(index: tf.Tensor, num_groups: int, with_block: bool = True) -> Layout:
+def make_buffer_layout(index: tf.Tensor, num_groups: int, with_block: bool = True) -> BufferLayout:
     """Arrange items by group so that `apply_grouped` is fastest.
 
     Args:
@@ -45,9 +45,9 @@ def lay_out(index: tf.Tensor, num_groups: int, with_block: bool = True) -> Layou
     total = tf.reduce_sum(groups.counts)
     if compiled_by_xla():
         item = tf.where(tf.range(tf.size(index)) < total, groups.order, -1)
-        return Layout(item, place, groups.counts, None)
+        return BufferLayout(item, place, groups.counts, None)
     if not with_block:
-        return Layout(groups.order[:total], place, groups.counts, None)
+        return BufferLayout(groups.order[:total], place, groups.counts, None)
     return _with_block(index, place, groups, total, cheapest_places(groups.counts))
 
 
@@ -66,4 +66,4 @@ def _with_block(index, place, groups: Groups, total, places):
     sorted_position = tf.range(total) - tf.gather(groups.starts, sorted_group)
     left = tf.boolean_mask(groups.order[:total], sorted_position >= places)
     item = tf.where(held < 0, -1, gather_or_zero(groups.order, held))
-    return Layout(tf.concat([item, left], 0), row, groups.counts, places)
+    return BufferLayout(tf.concat([item, left], 0), row, groups.counts, places)

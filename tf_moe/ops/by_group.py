@@ -6,9 +6,9 @@ from tf_moe.mesh import groups as mesh_groups
 from tf_moe.mesh import rows as mesh_rows
 from tf_moe.mesh.move import Stay
 from tf_moe.mesh.shards import Shards, current_shards
+from tf_moe.ops.buffer_layout import make_buffer_layout
 from tf_moe.ops.grouped import apply_grouped
 from tf_moe.ops.grouped_mesh import apply_grouped_mesh
-from tf_moe.ops.layout import lay_out
 from tf_moe.ops.rows import take_rows
 from tf_moe.ops.stacked_matmul import fastest_matmul
 
@@ -28,7 +28,7 @@ def matmul_by_group(tokens: tf.Tensor, group: tf.Tensor, kernel: tf.Tensor) -> t
     if shards is not None:
         return _on_mesh(tokens, group, kernel, shards)
     size, choices = tf.shape(tokens)[0], group.shape[-1]
-    layout = lay_out(tf.reshape(group, [-1]), kernel.shape[0])
+    layout = make_buffer_layout(tf.reshape(group, [-1]), kernel.shape[0])
     source = tf.where(layout.item < 0, -1, tf.math.floordiv(layout.item, choices))
     rows = take_rows(tokens, source, tf.reshape(layout.row, [size, choices]))
     products = apply_grouped(fastest_matmul(), rows, layout.counts, [kernel], layout.places)
@@ -39,13 +39,13 @@ def matmul_by_group(tokens: tf.Tensor, group: tf.Tensor, kernel: tf.Tensor) -> t
 def _on_mesh(tokens, group, kernel, shards: Shards):
     choices = group.shape[-1]
     tokens, group = shards.split(tokens), shards.split(group)
-    devices, replicas, size, _ = group.shape
-    sent = mesh_groups.group_by(tf.reshape(group, [devices, replicas, size * choices]), kernel.shape[0])
+    num_shards, replicas, size, _ = group.shape
+    sent = mesh_groups.group_by(tf.reshape(group, [num_shards, replicas, size * choices]), kernel.shape[0])
     slots = tf.reshape(sent.place, group.shape)
     rows = mesh_rows.take_rows(tokens, tf.math.floordiv(sent.order, choices), slots)
     products = apply_grouped_mesh(_matmul_each, rows, sent, [kernel], Stay())
     products = mesh_rows.take_rows(products, sent.place, tf.expand_dims(sent.order, -1))
-    return shards.join(tf.reshape(products, [devices, replicas, size, choices, kernel.shape[-1]]))
+    return shards.join(tf.reshape(products, [num_shards, replicas, size, choices, kernel.shape[-1]]))
 
 
 def _matmul_each(x, kernel):

@@ -9,8 +9,8 @@ turns as the loads of the step need, often none. Nothing is dropped. With C = 0 
 without rows cost nothing.
 
 The loop has two forms. `HotGroups` takes each hot group's rows at once, exactly as many as there are, and the loads
-choose C; rows stand where it needs them (see `Layout`), so that nothing is moved. `Chunks` is for XLA: all its shapes
-follow from S and G.
+choose C; rows stand where it needs them (see `BufferLayout`), so that nothing is moved. `Chunks` is for XLA: all its
+shapes follow from S and G.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,8 +39,8 @@ def apply_grouped(
         function: `function(stack, *slices)` maps `(g, n, D)` and slices `(g, ...)` of the weights to `(g, n, O)` for
             any g and n, each row by itself, and maps zero rows to something finite. It draws nothing and has no side
             effects: for the rows in the loop it is called again in the backward pass.
-        rows: `(S, D)`, as a `Layout` says: C places for each group, empty ones zero, then what groups have beyond them,
-            sorted by group. Without places, sorted by group; rows after the last group's are not looked at.
+        rows: `(S, D)`, as a `BufferLayout` says: C places for each group, empty ones zero, then what groups have beyond
+            them, sorted by group. Without places, sorted by group; rows after the last group's are not looked at.
         counts: Int32 `(G,)` with G static, rows of each group.
         weights: Tensors `(G, ...)`.
         places: Int32 scalar C; None for rows that are sorted without a block, as under XLA.

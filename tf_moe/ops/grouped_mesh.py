@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tf_moe.mesh.groups import Groups
+from tf_moe.mesh.groups import ShardedGroups
 from tf_moe.mesh.move import Exchange, Stay
 from tf_moe.mesh.windows import Window, window
 from tf_moe.ops.gradients import gradients_of
@@ -23,7 +23,7 @@ from tf_moe.ops.sum_dtype import sum_dtype
 def apply_grouped_mesh(
     function: Callable[..., tf.Tensor],
     rows: tf.Tensor,
-    sent: Groups,
+    sent: ShardedGroups,
     weights: Sequence[tf.Tensor],
     move: Exchange | Stay,
     capacity: int | None = None,

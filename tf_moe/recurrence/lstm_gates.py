@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 
-class Gates(NamedTuple):
+class LSTMGates(NamedTuple):
     """A step without its matrix products, and its vector-Jacobian product in two halves.
 
     The gates before activation are z [B, 4*units]: input, forget, candidate, output, as in Keras.
@@ -30,11 +30,11 @@ class Gates(NamedTuple):
     backward: Callable[[Sequence[tf.Tensor], tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
-def gates_for(activation: Callable, recurrent_activation: Callable) -> Gates:
+def lstm_gates_for(activation: Callable, recurrent_activation: Callable) -> LSTMGates:
     """The gates of an LSTM with these activations (functions, as `keras.activations.get` returns them)."""
     usual = keras.activations.tanh, keras.activations.sigmoid
     if (activation, recurrent_activation) == usual:
-        return Gates(_usual_forward, 6, _usual_outputs, _usual_prepare, _usual_backward)
+        return LSTMGates(_usual_forward, 6, _usual_outputs, _usual_prepare, _usual_backward)
     return _general_gates(activation, recurrent_activation)
 
 
@@ -93,4 +93,4 @@ def _general_gates(activation, recurrent_activation):
         *d_z, d_c = tape.gradient(results, prepared, output_gradients=(d_output, d_c), unconnected_gradients=zero)
         return tf.concat(d_z, axis=-1), d_c
 
-    return Gates(forward, 5, outputs, prepare, backward)
+    return LSTMGates(forward, 5, outputs, prepare, backward)

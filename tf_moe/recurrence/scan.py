@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from tf_moe.recurrence.buffers import ListBuffers, StaticBuffers
-from tf_moe.recurrence.gates import Gates
+from tf_moe.recurrence.lstm_gates import LSTMGates
 
 
 def lstm_scan(
@@ -13,7 +13,7 @@ def lstm_scan(
     c: tf.Tensor,
     projection_kernel: tf.Tensor | None = None,
     *,
-    gates: Gates,
+    gates: LSTMGates,
     mask: tf.Tensor | None = None,
     dropout: list[tf.Tensor] | None = None,
     buffers: type[ListBuffers] | type[StaticBuffers] = ListBuffers,
@@ -31,7 +31,7 @@ def lstm_scan(
         h: [B, P]. State before the first step.
         c: [B, units]. Cell state before the first step.
         projection_kernel: [units, P] or None for none (then P = units).
-        gates: Gates. The elementwise part of the step.
+        gates: LSTMGates. The elementwise part of the step.
         mask: [T, B] booleans or None. A False step leaves h and c as they were.
         dropout: Four [B, P] tensors that multiply h on its way to each of the gates, or None. No gradient.
         buffers: ListBuffers, or StaticBuffers where TensorArray cannot be used; these need a static T.
