@@ -1,5 +1,7 @@
 """The loop of `grouped.py` for XLA: chunks of a fixed number of rows, shapes that follow from S and G alone."""
 
+from collections.abc import Callable, Sequence
+
 import tensorflow as tf
 
 from tf_moe.ops.gradients import gradients_of
@@ -29,7 +31,9 @@ class Chunks:
         self._up_to = tf.cumsum(tf.math.floordiv(beyond + self._chunk_rows - 1, self._chunk_rows))
         self._starts, self._counts = tf.cumsum(counts, exclusive=True), counts
 
-    def add_outputs(self, function, rows: tf.Tensor, weights, output: tf.Tensor) -> tf.Tensor:
+    def add_outputs(
+        self, function: Callable[..., tf.Tensor], rows: tf.Tensor, weights: Sequence[tf.Tensor], output: tf.Tensor
+    ) -> tf.Tensor:
         """`output` `(S, O)` of the block's rows, completed by that of the others."""
         rows = _with_one_more(rows)
 
@@ -41,7 +45,15 @@ class Chunks:
         _, output = self._loop(body, output)
         return output[:-1]
 
-    def add_gradients(self, function, rows, weights, d_output, d_rows, d_weights):
+    def add_gradients(
+        self,
+        function: Callable[..., tf.Tensor],
+        rows: tf.Tensor,
+        weights: Sequence[tf.Tensor],
+        d_output: tf.Tensor,
+        d_rows: tf.Tensor,
+        d_weights: Sequence[tf.Tensor],
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Gradients of the block's rows and the weights, completed by those of the others."""
         rows, d_output = _with_one_more(rows), _with_one_more(d_output)
 

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tf_moe.ops.block import from_block, make_block, to_block
 from tf_moe.ops.chunks import Chunks
+from tf_moe.ops.gradients import with_gradients
 from tf_moe.ops.hot_groups import HotGroups
 from tf_moe.ops.recompute import recompute as keep_nothing
 
@@ -60,21 +61,20 @@ def apply_grouped(
     def apply(rows, *weights):
         # By hand, so that the loop's gradients are added to the block's in place. The automatic gradient of a loop
         # would add a whole stack of weight gradients in every turn.
-        block = tf.reshape(rows[:held], [counts.shape[0], places, rows.shape[-1]])
-        with tf.GradientTape(persistent=True) as tape:
-            tape.watch([block, *weights])
+        def flat_block(block, *weights):
             output = in_block(block, *weights)
-            flat = tf.reshape(output, [held, output.shape[-1]])
+            return tf.reshape(output, [held, output.shape[-1]])
+
+        block = tf.reshape(rows[:held], [counts.shape[0], places, rows.shape[-1]])
+        output, gradients = with_gradients(flat_block, [block, *weights])
 
         def gradient(d_output):
-            d_block, *d_weights = tape.gradient(
-                flat, [block, *weights], d_output[:held], unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
+            d_block, *d_weights = gradients(d_output[:held])
             d_block = tf.reshape(d_block, [held, rows.shape[-1]])
             d_rows, d_weights = beyond.add_gradients(function, rows, weights, d_output, d_block, d_weights)
             return d_rows, *d_weights
 
-        return beyond.add_outputs(function, rows, weights, flat), gradient
+        return beyond.add_outputs(function, rows, weights, output), gradient
 
     return tf.ensure_shape(apply(rows, *weights), [rows.shape[0], None])
 
@@ -87,14 +87,13 @@ def _apply_sorted(function: Function, rows, counts, weights, recompute):
 
     @tf.custom_gradient
     def apply(rows, *weights):
-        with tf.GradientTape(persistent=True) as tape:
-            tape.watch([rows, *weights])
-            output = from_block(in_block(to_block(rows, block), *weights), block)
+        def of_block(rows, *weights):
+            return from_block(in_block(to_block(rows, block), *weights), block)
+
+        output, gradients = with_gradients(of_block, [rows, *weights])
 
         def gradient(d_output):
-            d_rows, *d_weights = tape.gradient(
-                output, [rows, *weights], d_output, unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
+            d_rows, *d_weights = gradients(d_output)
             d_rows, d_weights = beyond.add_gradients(function, rows, weights, d_output, d_rows, d_weights)
             return d_rows, *d_weights
 

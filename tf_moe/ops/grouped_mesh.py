@@ -15,7 +15,7 @@ import tensorflow as tf
 from tf_moe.mesh.groups import ShardedGroups
 from tf_moe.mesh.move import Exchange, Stay
 from tf_moe.mesh.windows import Window, window
-from tf_moe.ops.gradients import gradients_of
+from tf_moe.ops.gradients import gradients_of, with_gradients
 from tf_moe.ops.recompute import recompute as keep_nothing
 from tf_moe.ops.sum_dtype import sum_dtype
 
@@ -62,9 +62,7 @@ def apply_grouped_mesh(
     @tf.custom_gradient
     def apply(rows, *weights):
         moved = move.there(block.fill(rows))
-        with tf.GradientTape(persistent=True) as tape:
-            tape.watch([moved, *weights])
-            computed = in_block(moved, *weights)
+        computed, gradients = with_gradients(in_block, [moved, *weights])
 
         def add_output(places: Window, output):
             return (output + places.read(move.back(function(move.there(places.fill(rows)), *weights), places)),)
@@ -76,12 +74,7 @@ def apply_grouped_mesh(
                 d_weights = [d + tf.cast(m, d.dtype) for d, m in zip(d_weights, more, strict=True)]
                 return d_rows + places.read(move.back(d_moved, places)), *d_weights
 
-            d_moved, *d_weights = tape.gradient(
-                computed,
-                [moved, *weights],
-                move.there(block.fill(d_output)),
-                unconnected_gradients=tf.UnconnectedGradients.ZERO,
-            )
+            d_moved, *d_weights = gradients(move.there(block.fill(d_output)))
             sums = [tf.cast(d, sum_dtype(d.dtype)) for d in d_weights]
             d_rows, *sums = loop(add_gradients, block.read(move.back(d_moved, block)), *sums)
             return d_rows, *(tf.cast(d, w.dtype) for d, w in zip(sums, weights, strict=True))

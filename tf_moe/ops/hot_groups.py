@@ -1,5 +1,7 @@
 """The loop of `grouped.py` over hot groups, each with exactly the rows it has beyond the block."""
 
+from collections.abc import Callable, Sequence
+
 import tensorflow as tf
 
 from tf_moe.ops.gradients import gradients_of
@@ -25,7 +27,9 @@ class HotGroups:
         self._start = self._stop - more
         self._turns = tf.size(self._group)
 
-    def add_outputs(self, function, rows: tf.Tensor, weights, output: tf.Tensor) -> tf.Tensor:
+    def add_outputs(
+        self, function: Callable[..., tf.Tensor], rows: tf.Tensor, weights: Sequence[tf.Tensor], output: tf.Tensor
+    ) -> tf.Tensor:
         """`output` `(G * C, O)` of the block's rows, and after it that of the others."""
 
         def body(n, pieces):
@@ -39,7 +43,15 @@ class HotGroups:
 
         return tf.cond(self._turns > 0, complete, lambda: output)
 
-    def add_gradients(self, function, rows, weights, d_output, d_block, d_weights):
+    def add_gradients(
+        self,
+        function: Callable[..., tf.Tensor],
+        rows: tf.Tensor,
+        weights: Sequence[tf.Tensor],
+        d_output: tf.Tensor,
+        d_block: tf.Tensor,
+        d_weights: Sequence[tf.Tensor],
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Gradients of the block's rows `(G * C, D)` and of the weights, completed by those of the other rows."""
         in_place = [owns_its_memory(d) for d in d_weights]
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from tf_moe.ops.gradients import gradients_of
 from tf_moe.ops.xla import compiled_by_xla, not_before
 
 
@@ -24,11 +25,7 @@ def recompute(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
         under_xla = compiled_by_xla()
 
         def gradient(dy):
-            with tf.GradientTape() as tape:
-                late_x = not_before(x, dy, under_xla)
-                tape.watch([late_x, *weights])
-                y = function(late_x, *weights)
-            return tape.gradient(y, [late_x, *weights], dy, unconnected_gradients="zero")
+            return gradients_of(function, [not_before(x, dy, under_xla), *weights], dy)
 
         return function(x, *weights), gradient
 
