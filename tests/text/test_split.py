@@ -1,7 +1,7 @@
 from pathlib import PurePath
 
 from tests.base import TestCase
-from tf_moe.text.split import hashed_part, split, split_by_hash, split_by_name
+from tf_moe.text.split import check_part, hashed_part, split, split_by_hash, split_by_name
 
 
 def paths(*names):
@@ -9,6 +9,12 @@ def paths(*names):
 
 
 class SplitTest(TestCase):
+    def test_parts(self):
+        for part in (None, "train", "validation", "test"):
+            check_part(part)
+        with self.assertRaisesRegex(ValueError, "None or one of .*Received: part='dev'"):
+            check_part("dev")
+
     def test_names_decide_as_whole_words(self):
         for name, part in {
             "train.txt.xz": "train",

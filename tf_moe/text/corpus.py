@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from tf_moe.text.folder import visible_files
 from tf_moe.text.split import split, split_by_hash
 from tf_moe.text.text import Text
 
@@ -42,8 +43,7 @@ class Corpus:
         root = Path(directory)
         if not root.is_dir():
             raise FileNotFoundError(f"No such directory: {str(root)!r}. Give one that holds text files.")
-        files = [file.relative_to(root) for file in root.rglob("*") if file.is_file()]
-        files = [file for file in files if not any(name.startswith(".") for name in file.parts)]
+        files = visible_files(root)
         if not files:
             raise FileNotFoundError(
                 f"No files in {str(root)!r}. Put text there, one sentence a line: plain, .gz or .xz."

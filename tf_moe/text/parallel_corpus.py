@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path, PurePath
 
+from tf_moe.text.folder import visible_files
 from tf_moe.text.parallel_text import ParallelText
 from tf_moe.text.split import PARTS, split_by_name
 from tf_moe.text.text import Text
@@ -63,13 +64,12 @@ class ParallelCorpus:
         if not root.is_dir():
             raise FileNotFoundError(f"No such directory: {str(root)!r}. Give one that holds aligned text files.")
         files = defaultdict(dict)
-        for path in sorted(file for file in root.rglob("*") if file.is_file()):
-            relative = path.relative_to(root)
-            match = _NAME.fullmatch(relative.as_posix())
-            if match and not any(name.startswith(".") for name in relative.parts):
-                if other := files[match["name"]].get(match["language"]):
+        for file in visible_files(root):
+            if match := _NAME.fullmatch(file.as_posix()):
+                of_name, language, path = files[match["name"]], match["language"], root / file
+                if other := of_name.get(language):
                     raise ValueError(f"{str(other)!r} and {str(path)!r} are for the same lines. Take one away.")
-                files[match["name"]][match["language"]] = path
+                of_name[language] = path
         files = {name: of_name for name, of_name in files.items() if len(of_name) > 1}
         if not files:
             raise ValueError(

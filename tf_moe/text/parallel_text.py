@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tf_moe import checks
-from tf_moe.text.split import PARTS, hashed_part
+from tf_moe.text.split import check_part, hashed_part
 from tf_moe.text.text import Text, check_text
 
 
@@ -66,8 +66,7 @@ class ParallelText:
                     "Aligned texts must be whole files: pass part to ParallelText, not to Text. "
                     f"Received: a text with part={text.part!r}"
                 )
-        if self.part not in (None, *PARTS):
-            raise ValueError(f"part must be None or one of {PARTS}. Received: part={self.part!r}")
+        check_part(self.part)
 
     def pairs(self) -> Iterator[tuple[str, str]]:
         """The pairs of this part without white space at their ends, and without those that have a blank side."""

@@ -80,6 +80,12 @@ def hashed_part(key: str) -> str:
     return {0: "validation", 1: "test"}.get(int.from_bytes(digest[:8]) % 20, "train")
 
 
+def check_part(part: str | None) -> None:
+    """Raise ValueError unless it is the name of a part, or None for all."""
+    if part not in (None, *PARTS):
+        raise ValueError(f"part must be None or one of {PARTS}. Received: part={part!r}")
+
+
 def _word(file: PurePath) -> str | None:
     words = [word for word in re.findall("[a-z]+", file.as_posix().lower()) if word in _WORDS]
     return _WORDS[words[-1]] if words else None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tf_moe import checks
-from tf_moe.text.split import PARTS, hashed_part
+from tf_moe.text.split import check_part, hashed_part
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ class Text:
         for file in self.files:
             if not file.is_file():
                 raise FileNotFoundError(f"No such file: {str(file)!r}")
-        if self.part not in (None, *PARTS):
-            raise ValueError(f"part must be None or one of {PARTS}. Received: part={self.part!r}")
+        check_part(self.part)
 
     def lines(self) -> Iterator[str]:
         """The lines without their line feeds; a carriage return before one stays: to all that reads it, white space."""

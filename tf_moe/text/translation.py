@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.text.iterated import iterated
+from tf_moe.text.lengths import rising_lengths
 from tf_moe.text.parallel_text import ParallelText, check_parallel_texts
 from tf_moe.text.pieces import Pieces
 
@@ -21,10 +22,11 @@ def translation_batches(
     shuffle_buffer: int = 0,
     seed: int | None = None,
 ) -> tf.data.Dataset:
-    """Batches of few shapes, each compiled once: the lengths are those given, and all have about as many tokens.
+    """Batches of pairs in few shapes, each of which is compiled once.
 
-    With pieces that have tokens for languages, a source begins with the token of the language to translate into, so
-    that one model can learn several directions. Several texts are read in turn, 2048 pairs of each.
+    The lengths are those given, and every batch has about the same number of tokens. With pieces that have tokens for
+    languages, a source begins with the token of the language to translate into, so that one model can learn several
+    directions. Several texts are read in turn, 2048 pairs of each.
 
     Args:
         texts: One for each direction, as streams: they may be larger than memory.
@@ -60,7 +62,7 @@ def translation_batches(
     """
     tokens, seed = checks.integer("tokens", tokens), checks.seed(seed)
     shuffle_buffer = checks.integer("shuffle_buffer", shuffle_buffer, least=0)
-    lengths = _check_lengths(lengths)
+    lengths = rising_lengths("lengths", lengths)
     longest = lengths[-1]
     rows = _encoded_blocks(texts, pieces).map(lambda *sides: _rows(sides, longest)).unbatch()
     if shuffle_buffer:
@@ -163,10 +165,3 @@ def _batch(rows: tf.Tensor, tokens: int) -> tuple:
     inputs = tf.pad(outputs[:, :-1], [[0, 0], [1, 0]], constant_values=Pieces.END)
     inputs = tf.where(is_token, inputs, Pieces.PAD)
     return (source, inputs), outputs, tf.cast(is_token, tf.float32)
-
-
-def _check_lengths(lengths: Sequence[int]) -> list[int]:
-    lengths = [checks.integer(f"lengths[{n}]", length) for n, length in enumerate(lengths)]
-    if not lengths or lengths != sorted({*lengths}):
-        raise ValueError(f"lengths must be rising and at least 1. Received: lengths={lengths}")
-    return lengths
