@@ -87,7 +87,7 @@ def passes_before(
 
 
 class Replay:
-    """Stands in for `model.train_function` until the batches that were seen are through; made when an epoch begins.
+    """Stands in for `model.train_function` until the batches that were seen are through, from `install` on.
 
     The first of them is trained on, which builds whatever of model, optimizer and metrics is not built yet, and then
     `restore` is called, which has to overwrite all of that. Meanwhile no callback is told of batches.
@@ -118,13 +118,16 @@ class Replay:
                 f"The checkpoint was saved after {batch} batches of an epoch. Received: a model compiled with "
                 f"steps_per_execution={self._at_once}, which does not divide them. Compile as in the run before."
             )
-        _quieten_callbacks()
-        finish(model)
-        self._model, self._function, self._fit = model, model.train_function, _fit_of(model)
+        self._model, self._function, self._fit = model, None, _fit_of(model)
         self._epoch, self._steps_per_epoch, self._restore = epoch, steps_per_epoch, restore
         self._left = batch // self._at_once
         self._given = self._taken = None
-        model.train_function = self
+
+    def install(self) -> None:
+        """Takes the place of the model's `train_function`; to be called when an epoch begins."""
+        _quieten_callbacks()
+        finish(self._model)
+        self._function, self._model.train_function = self._model.train_function, self
 
     @property
     def skipping(self) -> bool:

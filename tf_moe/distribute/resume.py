@@ -141,7 +141,7 @@ class Resume(keras.callbacks.Callback):
         self._begins, self.model._initial_epoch = False, None  # fit has read it; the next begins where it is told to
         batch = self._found["batch"] if self._found else 0
         # Restores when metrics have been reset, as they are in every epoch, and built, as they are in the first step.
-        Replay(self.model, epoch, batch, self._steps_per_epoch, self._restore)
+        Replay(self.model, epoch, batch, self._steps_per_epoch, self._restore).install()
 
     def on_train_batch_end(self, batch, logs=None):
         seen, at_once = batch + 1, self.model.steps_per_execution
