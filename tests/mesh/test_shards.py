@@ -21,6 +21,8 @@ class ShardsTest(TestCase):
             self.assertEqual((shards.devices, shards.replicas), (devices, replicas))
             self.assertEqual(shards.shards, devices // replicas)
             self.assertEqual((shards.batch_axis, shards.batch_pieces), (axis, pieces))
+            self.assertTrue(shards.splits_batch(5 * pieces))
+            self.assertEqual(shards.splits_batch(5 * pieces + 1), pieces == 1)
             self.assertEqual(shards.share(5 * devices), 5)
             if devices > 1:
                 self.assertEqual(shards.share(5 * devices + 1), 5 * devices + 1)

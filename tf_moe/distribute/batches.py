@@ -1,6 +1,7 @@
 """Batches of a dataset, split over the devices of a mesh."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.experimental import dtensor
@@ -24,13 +25,13 @@ class DistributedBatches:
             own part, and all parts of a batch have one size.
     """
 
-    def __init__(self, dataset, shards: Shards, is_global: bool = True):
+    def __init__(self, dataset: Iterable, shards: Shards, is_global: bool = True):
         self.dataset, self._shards, self._is_global = dataset, shards, is_global
 
     def __iter__(self) -> "MeshIterator":
         return MeshIterator(self)
 
-    def place(self, batch):
+    def place(self, batch: Any) -> Any:
         """A batch of the dataset, on the mesh."""
 
         def place(x):
@@ -63,7 +64,7 @@ def reader(shards: Shards) -> tuple[int, int]:
     return shards.batch_pieces // len(mine), min(mine) // len(mine)
 
 
-def distribute(dataset, shards: Shards) -> DistributedBatches:
+def distribute(dataset: Iterable, shards: Shards) -> DistributedBatches:
     """The batches of a dataset, read as `tf.data.experimental.AutoShardPolicy` says.
 
     By default, and with DATA, every process reads whole batches and keeps its part. With OFF each process's dataset has
@@ -103,7 +104,7 @@ def _pieces_here(shards):
     return {location[shards.batch_axis] for location in shards.mesh.local_device_locations()}
 
 
-def place_batch(x, shards: Shards, is_global: bool = True) -> tf.Tensor:
+def place_batch(x: Any, shards: Shards, is_global: bool = True) -> tf.Tensor:
     """Lay a batch out over the devices: split where it divides evenly, else whole on every device.
 
     A batch that does not divide evenly, such as the last of an epoch, is computed by every device. Padding it instead
@@ -118,16 +119,17 @@ def place_batch(x, shards: Shards, is_global: bool = True) -> tf.Tensor:
     Raises:
         ValueError: If x is ragged, sparse or of strings; or a process's own part does not divide evenly.
     """
-    if isinstance(x, (tf.RaggedTensor, tf.SparseTensor)) or tf.convert_to_tensor(x).dtype == tf.string:
+    is_dense = not isinstance(x, (tf.RaggedTensor, tf.SparseTensor))
+    x = tf.convert_to_tensor(x) if is_dense else x
+    if not is_dense or x.dtype == tf.string:
         raise ValueError(
             f"ExpertParallelStrategy distributes dense tensors of numbers. Received: {x!r}. Turn strings into numbers "
             "in the dataset's map, and make ragged or sparse batches dense (to_tensor, padded_batch)."
         )
-    x = tf.convert_to_tensor(x)
     mesh = shards.mesh
     mine = [location[shards.batch_axis] for location in mesh.local_device_locations()]
-    pieces = shards.batch_pieces if is_global else len(_pieces_here(shards))
-    if x.shape.rank and x.shape[0] % pieces == 0:
+    pieces, readers = (shards.batch_pieces, 1) if is_global else (len(_pieces_here(shards)), reader(shards)[0])
+    if x.shape.rank and shards.splits_batch(x.shape[0] * readers):
         layout = dtensor.Layout.batch_sharded(mesh, shards.batch_axis, rank=x.shape.rank)
         parts = tf.split(x, pieces, axis=0)
         first = 0 if is_global else min(mine)

@@ -66,7 +66,7 @@ class MeshExtended(tf.distribute.StrategyExtended):
         if isinstance(x, OnMesh):
             x = x.tensor
         elif tf.is_tensor(x) and x.shape.rank and not tf.executing_eagerly() and x.shape[0] is not None:
-            batch = {} if x.shape[0] % self.shards.batch_pieces else {0: self.shards.batch_axis}
+            batch = {0: self.shards.batch_axis} if self.shards.splits_batch(x.shape[0]) else {}
             x = self.shards.relayout(x, batch)
         if tf.is_tensor(x) and not x.shape.is_fully_defined():
             raise ValueError(

@@ -1,5 +1,7 @@
 """A tensor on the mesh, as it is handed to and from `strategy.run`."""
 
+from typing import Any
+
 import tensorflow as tf
 
 
@@ -34,6 +36,6 @@ class OnMesh(tf.experimental.ExtensionType, tf.distribute.DistributedValues):
             return self if all(other == self for other in others) else None
 
 
-def unwrap(structure):
+def unwrap(structure: Any) -> Any:
     """The same structure with tensors in place of `OnMesh`."""
     return tf.nest.map_structure(lambda x: x.tensor if isinstance(x, OnMesh) else x, structure)

@@ -1,6 +1,6 @@
 """Variables on a mesh: replicated, or split over the experts."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -75,7 +75,7 @@ def local_slices(shape: tf.TensorShape, layout: dtensor.Layout) -> list[Slice]:
     return slices
 
 
-def place(value, layout: dtensor.Layout, dtype=None) -> tf.Tensor:
+def place(value: Any, layout: dtensor.Layout, dtype: tf.DType | str | None = None) -> tf.Tensor:
     """A plain value as a DTensor of this layout, each device getting its slice."""
     mesh = layout.mesh
     with tf.device(mesh.local_devices()[0]):
@@ -86,7 +86,13 @@ def place(value, layout: dtensor.Layout, dtype=None) -> tf.Tensor:
         return dtensor.pack([tf.slice(value, s.begin, s.size) if value.shape.rank else value for s in slices], layout)
 
 
-def create_variable(shards: Shards, initial_value, like: tf.Variable | None = None, dtype=None, **kwargs):
+def create_variable(
+    shards: Shards,
+    initial_value: Any,
+    like: tf.Variable | None = None,
+    dtype: tf.DType | str | None = None,
+    **kwargs: Any,
+) -> MeshVariable:
     """A variable on the mesh.
 
     Args:

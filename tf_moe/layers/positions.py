@@ -53,5 +53,5 @@ def restore(outputs: tf.Tensor, inputs: tf.Tensor, shards: Shards | None) -> tf.
 
 
 def _is_whole(inputs, shards):
-    """Whether a batch does not divide evenly, and so is on every device, see `place_batch`."""
-    return bool(inputs.shape[0] % shards.batch_pieces)
+    """Whether a batch is not split, but on every device."""
+    return not shards.splits_batch(inputs.shape[0])

@@ -42,6 +42,10 @@ class Shards:
         """Tokens S on a device; all of them where they do not divide evenly, see `split`."""
         return tokens if tokens % self.devices else tokens // self.devices
 
+    def splits_batch(self, size: int) -> bool:
+        """Whether a batch of this size, that of all processes, divides evenly, and so is split; see `place_batch`."""
+        return size % self.batch_pieces == 0
+
     def relayout_batch(self, x: tf.Tensor) -> tf.Tensor:
         """`(T, ...)` split over the devices as a batch is; whole where the tokens do not divide evenly.
 
