@@ -23,13 +23,17 @@ from tf_moe.layers import SparseMoE
 
 # Prints the loss of a step, which is not 0.
 STEP = """
+import os
+from unittest import mock
 import keras
 import numpy as np
 import tests.base
 from tests.mesh.helpers import strategy_on
 import tf_moe
 
-with strategy_on(2).scope():
+with mock.patch.object(type(os.environ), "__setitem__"):  # by which it would be switched off
+    strategy = strategy_on(2)
+with strategy.scope():
     model = keras.Sequential([keras.Input((3,)), tf_moe.layers.SparseMoE(4, 3, k=2), keras.layers.Dense(2)])
     model.compile("sgd", "mse")
 x, y = np.ones((8, 3), "float32"), np.full((8, 2), 3, "float32")

@@ -84,7 +84,7 @@ class ExpertParallelStrategy(tf.distribute.Strategy):
     ):
         # DTensor's pass that combines all-reduces breaks on training steps ("operand does not dominate this use"), or
         # leaves zeros for losses and metrics. `tests/distribute/test_strategy.py` tells when it can stay on.
-        os.environ.setdefault("DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION", "0")
+        os.environ["DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION"] = "0"
         is_list = isinstance(devices, Sequence) and not isinstance(devices, str)
         if devices is not None and not (is_list and devices):
             raise ValueError(
