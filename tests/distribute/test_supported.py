@@ -48,6 +48,14 @@ class SupportedTest(TestCase):
             with self.assertRaisesRegex(ValueError, "RandomStandardNormal, made by '[^']*layer/.*SeedGenerator"):
                 check_supported(graph)
 
+    def test_a_branch_that_need_not_be_taken(self):
+        """Optimizers of Keras have one for sparse gradients, which DTensor lets pass."""
+
+        def compacted(x):
+            return tf.cond(x[0] > 0, lambda: tf.reduce_sum(tf.unique(x)[0]), lambda: x[0])
+
+        check_supported(tf.function(compacted).get_concrete_function(tf.TensorSpec([4])).graph)
+
     def test_a_loop_on_the_mesh(self):
         """Told of by `run`, and not by DTensor when the program is compiled."""
 

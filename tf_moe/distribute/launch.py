@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
-from tf_moe.distribute.cluster import DEVICES_VARIABLE
+# `tf_moe.distribute.cluster` reads it. It is not imported from there: the launcher starts without TensorFlow.
+DEVICES_VARIABLE = "TF_MOE_DEVICES_PER_PROCESS"
 
 _POLL_SECONDS = 0.05
 

@@ -1,6 +1,6 @@
 """Operations that DTensor cannot split, told of before DTensor does in its own words."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 
 import tensorflow as tf
 
@@ -19,6 +19,11 @@ _UNSUPPORTED = {
         "Use two tf_moe.layers.LSTM, one with go_backwards=True, and reverse what it returns by "
         "tf.stack(tf.unstack(x, axis=1)[::-1], axis=1).",
     ),
+}
+
+# The same of those that DTensor lets pass in a branch that it need not take, as optimizers of Keras have for sparse
+# gradients.
+_UNSUPPORTED_AT_THE_TOP = {
     ("LowerBound", "UpperBound", "Where", "Unique", "EagerPyFunc", "PyFunc", "SparseTensorDense", "Ragged"): (
         "an operation whose shape depends on the data, or that runs outside of the program",
         "Do it in the dataset's map, or with operations of static shape.",
@@ -28,22 +33,20 @@ _UNSUPPORTED = {
 
 def check_supported(graph: tf.Graph) -> None:
     """Raise ValueError for an operation that DTensor cannot split, also in loops, branches and called functions."""
-    for kind, name in _operations(graph):
-        for types, (what, remedy) in _UNSUPPORTED.items():
-            if kind.startswith(types):
-                raise ValueError(
-                    f"ExpertParallelStrategy cannot split {what}. Received: operation {kind}, made by "
-                    f"{_layer_of(name)!r}. {remedy}"
-                )
-
-
-def _operations(graph: tf.Graph) -> Iterator[tuple[str, str]]:
-    """Types and names of the operations of a graph, and then of the functions that it has."""
     for operation in graph.get_operations():
-        yield operation.type, operation.name
+        _check(operation.type, operation.name, _UNSUPPORTED | _UNSUPPORTED_AT_THE_TOP)
     for function in graph.as_graph_def().library.function:
         for node in function.node_def:
-            yield node.op, node.name
+            _check(node.op, node.name, _UNSUPPORTED)
+
+
+def _check(kind: str, name: str, unsupported: Mapping[tuple[str, ...], tuple[str, str]]) -> None:
+    for types, (what, remedy) in unsupported.items():
+        if kind.startswith(types):
+            raise ValueError(
+                f"ExpertParallelStrategy cannot split {what}. Received: operation {kind}, made by {_layer_of(name)!r}. "
+                f"{remedy}"
+            )
 
 
 def _layer_of(name: str) -> str:

@@ -38,7 +38,7 @@ def shared_expert(
     """
 
     def dense(name, units, activation, stream):
-        return _Dense(
+        return Dense(
             units,
             activation,
             use_bias=use_bias,
@@ -56,8 +56,11 @@ def shared_expert(
     return network
 
 
-class _Dense(keras.layers.Dense):
-    """A keras.layers.Dense whose bias has the right gradient in half precision, see `add_bias`."""
+class Dense(keras.layers.Dense):
+    """A keras.layers.Dense whose bias has the right gradient in half precision, see `add_bias`.
+
+    The name is Keras's too, since files call the weights of a `keras.Sequential` by the classes of its layers.
+    """
 
     def call(self, inputs, training=None):
         outputs = tf.matmul(inputs, tf.convert_to_tensor(self.kernel))
