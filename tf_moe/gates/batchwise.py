@@ -59,7 +59,7 @@ def batchwise_choice(scores: tf.Tensor, k: int, mask: tf.Tensor | None = None) -
 def routing_of(gates: tf.Tensor, loss: tf.Tensor | float = 0.0, keep_all: bool = False) -> Routing:
     """The `Routing` of gate values `(T, E)`, zero where an expert is not chosen.
 
-    It has K choices, K being the most experts of a token in this step; E to `keep_all`, or where shapes must be static.
+    It has K choices, the most that a token has in this step; E with `keep_all`, or where shapes must be static.
     """
     load = tf.reduce_sum(tf.cast(tf.stop_gradient(gates) > 0, tf.float32), axis=0)
     if keep_all or compiled_by_xla() or current_shards():

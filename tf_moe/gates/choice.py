@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import keras
 import tensorflow as tf
 
 from tf_moe.gates.gate import mask_rows, sum_over_tokens
@@ -35,7 +36,7 @@ def by_parts(num_experts: int, k: int, normalize: str) -> bool:
 
 def choose_by_kernels(
     inputs: tf.Tensor,
-    kernels: Sequence[tf.Tensor],
+    kernels: Sequence[keras.Variable],
     k: int,
     normalize: str,
     noise: Noise | None = None,
@@ -46,18 +47,20 @@ def choose_by_kernels(
 
     Args:
         inputs: `(T, D)`.
-        kernels: W_g, and with noise W_noise too, as `products` takes them.
+        kernels: W_g, and with noise W_noise too, each `(D, E)`, or `(G, D, E)` with `gate_id`.
         k: Number of experts chosen.
         normalize: See `softmax_of_chosen`.
         noise: Of which the numbers come, in training; or None.
         mask: Optional bool `(T,)`.
-        gate_id: See `products`.
+        gate_id: Optional int32 `(T,)`, see `products`.
 
     Returns:
         clean_logits: `(T, E)`.
         expert_index: Int32 `(T, k)`.
         weights: `(T, k)`, zero for masked tokens.
-        load: With noise the estimate, see `choose_noisy`; else None.
+        load: With noise the estimate `(E,)`, see `choose_noisy`; else None.
+
+    Reference: section 2.1 and appendix A of Shazeer et al. (2017).
     """
     clean_logits, *noise_logits = products(inputs, kernels, gate_id)
     if noise is None:

@@ -6,7 +6,7 @@ from tf_moe.ops.sum_dtype import sum_dtype
 
 
 def add_bias(rows: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """`(..., D)` plus `(D,)`.
+    """Rows `(..., D)` of a known rank, plus a bias `(D,)` of their dtype, which the result has too.
 
     The gradient of a bias is a sum over all rows. On a CPU TensorFlow 2.21 makes it in the dtype of the rows: that of
     `tf.nn.bias_add` ends at 256 times a bfloat16, that of `+` at 2048 times a float16 (`tests/ops/test_bias.py` tells
