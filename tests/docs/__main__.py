@@ -12,10 +12,10 @@ import pdoc.render
 import tensorflow as tf
 
 import tf_moe
+from tests.docs.guides import GUIDES, guide_page
 from tests.docs.public import public_modules, value_docstring
 
 HERE = Path(__file__).parent
-TUTORIAL = HERE.parents[1] / "examples" / "tutorial.md"
 
 # Where users import from what signatures name, the most particular place last.
 PLACES = {
@@ -35,7 +35,7 @@ PLACES = {
 
 
 def main(directory: Path) -> None:
-    """Writes a page for each public module, one for the tutorial, and `index.html`, which leads to `tf_moe`."""
+    """Writes a page for each public module and each of the guides, and `index.html`, which leads to `tf_moe`."""
     warnings.simplefilter("error")  # which is how pdoc tells of what it cannot show
     name_as_imported()
     pdoc.docstrings.GOOGLE_LIST_SECTIONS.append("Call arguments")
@@ -43,8 +43,7 @@ def main(directory: Path) -> None:
     pdoc.render.configure(docformat="google", footer_text=footer, template_directory=HERE)  # where custom.css is
 
     pages = {module.__name__: page_of(module) for module in public_modules()}
-    tutorial = types.ModuleType("tf_moe.tutorial", TUTORIAL.read_text(encoding="utf-8"))
-    pages[tutorial.__name__] = pdoc.doc.Module(tutorial)
+    pages |= {f"{tf_moe.__name__}.{name}": guide_page(name, tf_moe.__name__) for name in GUIDES}
     for name, page in pages.items():
         page.submodules = [pages[other] for other in pages if other.rpartition(".")[0] == name]
 

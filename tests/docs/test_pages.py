@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 from tests.base import TestCase
+from tests.docs.guides import GUIDES
 from tests.docs.public import public_names
 from tests.text.files import new_folder
 
@@ -13,11 +14,11 @@ ROOT = Path(__file__).parents[2]
 
 
 class Page(html.parser.HTMLParser):
-    """The anchors of a page, and where its links lead."""
+    """The anchors of a page, where its links lead, and what pictures it shows."""
 
     def __init__(self, text):
         super().__init__()
-        self.anchors, self.links = set(), set()
+        self.anchors, self.links, self.pictures = set(), set(), set()
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -25,6 +26,8 @@ class Page(html.parser.HTMLParser):
         self.anchors.add(attributes.get("id"))
         if tag == "a" and "://" not in attributes.get("href", "://"):
             self.links.add(unquote(attributes["href"]))
+        if tag == "img":
+            self.pictures.add(attributes["src"])
 
 
 class PagesTest(TestCase):
@@ -43,9 +46,17 @@ class PagesTest(TestCase):
             module, _, short = name.rpartition(".")
             self.assertIn(short, pages[folder / f"{module.replace('.', '/')}.html"].anchors)
         self.assertIn("10-two-devices", pages[folder / "tf_moe" / "tutorial.html"].anchors)
+        self.assertIn("tutorial.html", pages[folder / "tf_moe" / "readme.html"].links)
         for file, page in pages.items():
             for link in page.links:
                 path, anchor = urldefrag(link)
                 target = (file.parent / path).resolve() if path else file
                 self.assertIn(target, pages, f"{file.name}: {link}")
                 self.assertIn(anchor or None, pages[target].anchors, f"{file.name}: {link}")
+            for picture in page.pictures:
+                self.assertStartsWith(picture, "data:image/", file.name)
+        self.assertGreater(len(pages[folder / "tf_moe" / "report.html"].pictures), 1)  # the attribution of pdoc is one
+
+    def test_every_markdown_file_is_a_guide(self):
+        files = [*ROOT.glob("*.md"), *ROOT.glob("examples/**/*.md")]
+        self.assertCountEqual(GUIDES.values(), [str(file.relative_to(ROOT)) for file in files])
