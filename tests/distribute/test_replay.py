@@ -28,7 +28,8 @@ class DataOfFitTest(TestCase):
 
         class Outer(keras.Sequential):
             def fit(self, x, steps_per_epoch="not Keras's"):
-                return super().fit(x, verbose=0, callbacks=[callback], shuffle=False, steps_per_epoch=2)
+                options = {"shuffle": False, "steps_per_epoch": 2, "epochs": 4, "initial_epoch": 3}
+                return super().fit(x, verbose=0, callbacks=[callback], **options)
 
         callback = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: found.append(data_of_fit(model)))
         model = Outer([keras.Input((1,)), keras.layers.Dense(1)])
@@ -37,7 +38,7 @@ class DataOfFitTest(TestCase):
         model.fit(dataset)
         (data,) = found
         self.assertIs(data.x, dataset)
-        self.assertEqual(data[1:], (False, 2))
+        self.assertEqual(data[1:], (False, 2, 3))
         self.assertTrue(data.is_dataset)
         with self.assertRaisesRegex(ValueError, "training of model.fit. Received: 'outer"):
             data_of_fit(model)

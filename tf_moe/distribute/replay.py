@@ -26,11 +26,13 @@ class FitData(NamedTuple):
         x: Data: arrays, a `tf.data.Dataset` or something else.
         shuffle: Whether `fit` shuffles arrays.
         steps_per_epoch: Batches in an epoch, None for all.
+        initial_epoch: Number of the first epoch, with which the passes over the data begin.
     """
 
     x: object
     shuffle: bool
     steps_per_epoch: int | None
+    initial_epoch: int
 
     @property
     def is_dataset(self) -> bool:
@@ -44,7 +46,10 @@ class FitData(NamedTuple):
 
 
 def data_of_fit(model: keras.Model) -> FitData:
-    """The arguments of the `fit` that calls, which Keras tells no callback: they are read from its frame."""
+    """The arguments of the `fit` that calls, which Keras tells no callback: they are read from its frame.
+
+    To be read when training begins: once it does, Keras has the number of an epoch that goes on as `initial_epoch`.
+    """
     frame = frame_of_fit(model, inspect.currentframe())
     if frame is None:
         raise ValueError(f"Resume goes on with a training of model.fit. Received: {model.name!r} in another loop.")
@@ -65,7 +70,7 @@ def passes_before(
 
     Args:
         dataset: The batches, as Keras has them.
-        epoch: Number of the epoch.
+        epoch: Number of the epoch, counted from the first of the `fit` that nobody interrupted.
         steps_per_epoch: As `fit` was told.
         at_once: `steps_per_execution`. Default 1.
 
@@ -94,7 +99,7 @@ class Replay:
 
     Args:
         model: What is trained.
-        epoch: The epoch that begins, the first of this fit.
+        epoch: The epoch that begins, the first of this fit, counted from the first of one that nobody interrupted.
         batch: How many of its batches were seen.
         steps_per_epoch: As `fit` was told.
         restore: Called once if `batch` is not 0.

@@ -4,9 +4,6 @@ import contextlib
 import json
 import math
 import os
-import pathlib
-import re
-import shutil
 import signal
 import threading
 import warnings
@@ -17,19 +14,11 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tf_moe import checks
-from tf_moe.distribute.checkpoint import restore_sharded, save_sharded
+from tf_moe.distribute.checkpoint_folder import CheckpointFolder
 from tf_moe.distribute.connection import barrier
 from tf_moe.distribute.replay import FitData, Replay, data_of_fit, finish, frame_of_fit
 from tf_moe.distribute.seed import global_seed
 from tf_moe.distribute.strategy import ExpertParallelStrategy
-
-_STATE = "state.json"
-# All that is made here of the files in a directory, where there may be others: the state, checkpoints and their parts.
-_OURS = re.compile(r"state\.json(\.new)?|epoch-\d+-batch-\d+(\.index|\.data-\d+-of-\d+|_parts)", re.ASCII)
-# Such as gs://bucket/run, of which a pathlib.Path leaves one slash. One letter is a drive of Windows.
-_URL = re.compile(r"\w\w+:/")
-# What a checkpoint is of: batches seen of an epoch, how many it has, and the seed of the order of the data.
-_FIELDS = {"checkpoint": str, "epoch": int, "batch": int, "steps": int | None, "seed": int | None}
 
 
 class Resume(keras.callbacks.Callback):
@@ -46,8 +35,8 @@ class Resume(keras.callbacks.Callback):
 
     - The data come in the same order when the script is started anew. A `tf.data` shuffle does that if it, or
       `keras.utils.set_random_seed`, has a seed: its order in an epoch follows from the seed and the number of passes
-      over the dataset before, which are made again (without reading them). So nothing else may iterate over the
-      dataset in between, and no `cache` come behind a shuffle. Arrays that `fit` shuffles need
+      over the dataset before, which are made again (without reading them), from `initial_epoch` on. So nothing else may
+      iterate over the dataset in between, and no `cache` come behind a shuffle. Arrays that `fit` shuffles need
       `keras.utils.set_random_seed` if checkpoints are saved in mid-epoch. Where the seed is not that of the run before,
       a warning says so; likewise where a training on a dataset goes on in mid-epoch on a mesh that began on one
       device, or the other way round.
@@ -99,12 +88,8 @@ class Resume(keras.callbacks.Callback):
         super().__init__()
         if save_freq != "epoch":
             save_freq = checks.integer("save_freq", save_freq, hint=' of batches, or "epoch"')
-        if _URL.match(os.fspath(directory)):  # for pathlib a local folder of that name
-            raise ValueError(
-                f"Resume writes to a file system, and not to a URL. Received: directory={str(directory)!r}. Mount the "
-                "storage, and pass the folder where it is mounted."
-            )
-        self.directory = pathlib.Path(directory)
+        self._folder = CheckpointFolder(directory)
+        self.directory = self._folder.path
         self.save_freq = save_freq
         self.delete_checkpoint = checks.boolean("delete_checkpoint", delete_checkpoint)
         self.save_before_exit = checks.boolean("save_before_exit", save_before_exit)
@@ -112,7 +97,7 @@ class Resume(keras.callbacks.Callback):
             self.settings = json.loads(json.dumps(settings))  # as it will be read
         except (TypeError, ValueError) as error:
             raise ValueError(f"settings must be what JSON can hold. Received: settings={settings!r}.") from error
-        self._epoch, self._steps_per_epoch, self._found = 0, None, None
+        self._epoch, self._initial_epoch, self._steps_per_epoch, self._found = 0, 0, None, None
         self._unsaved = None  # epoch and batch that the training has come to, if there is no checkpoint of that
         self._signals = contextlib.ExitStack()
         self._begins = self._terminated = self._cut_short = False
@@ -122,12 +107,13 @@ class Resume(keras.callbacks.Callback):
         self._begins, self._terminated, self._cut_short, self._unsaved = True, False, False, None
         data = data_of_fit(self.model)
         _check_data(data, in_mid_epoch=self.save_freq != "epoch" or self.save_before_exit)
-        self._steps_per_epoch = data.steps_per_epoch
+        self._initial_epoch, self._steps_per_epoch = data.initial_epoch, data.steps_per_epoch
         barrier()  # the first process is done with the files of the fit before
-        self._found = self._read(data)
+        self._found = self._folder.last()
         barrier()  # every process has read it before any writes the next
         self.model._initial_epoch = None
         if self._found is not None:
+            self._check_found(self._found, data)
             self.model._initial_epoch = self._found["epoch"]  # as keras.callbacks.BackupAndRestore does
             if not self._found["batch"]:  # before other callbacks begin an epoch, which may set the learning rate
                 self._restore()
@@ -141,7 +127,7 @@ class Resume(keras.callbacks.Callback):
         self._begins, self.model._initial_epoch = False, None  # fit has read it; the next begins where it is told to
         batch = self._found["batch"] if self._found else 0
         # Restores when metrics have been reset, as they are in every epoch, and built, as they are in the first step.
-        Replay(self.model, epoch, batch, self._steps_per_epoch, self._restore).install()
+        Replay(self.model, epoch - self._initial_epoch, batch, self._steps_per_epoch, self._restore).install()
 
     def on_train_batch_end(self, batch, logs=None):
         seen, at_once = batch + 1, self.model.steps_per_execution
@@ -162,21 +148,26 @@ class Resume(keras.callbacks.Callback):
         self._save_and_exit(due=False)  # a signal may have come after the last epoch, or there was none to train
         if self.delete_checkpoint and not self._cut_short:
             barrier()
-            if dtensor.client_id() == 0 and self.directory.exists():
-                self._delete()
-                with contextlib.suppress(OSError):  # there are files of others in it
-                    self.directory.rmdir()
+            self._folder.delete()
 
-    def _read(self, data):
-        """What the last checkpoint is of; None without one."""
-        file = self.directory / _STATE
-        if not file.exists():
-            return None
-        found, epochs, steps = _read_state(file), self.params["epochs"], self.params["steps"]
+    def _check_found(self, found, data):
+        """Raise ValueError unless the last checkpoint is of a training like this one."""
+        epochs, steps = self.params["epochs"], self.params["steps"]
         if (found["epoch"], found["batch"]) > (epochs, 0):
             raise ValueError(
                 f"The checkpoint in {str(self.directory)!r} is of epoch {found['epoch']}, batch {found['batch']}. "
                 f"Received: epochs={epochs}. Pass more, or another directory."
+            )
+        if found["epoch"] < data.initial_epoch:
+            raise ValueError(
+                f"The checkpoint in {str(self.directory)!r} is of epoch {found['epoch']}, batch {found['batch']}. "
+                f"Received: initial_epoch={data.initial_epoch}. Pass that of the run before, or another directory."
+            )
+        if found["batch"] and found.get("initial_epoch", data.initial_epoch) != data.initial_epoch:
+            raise ValueError(
+                f"The checkpoint in {str(self.directory)!r} is of the middle of an epoch, in a training that began "
+                f"with epoch {found['initial_epoch']}, from which passes over the data are counted. Received: "
+                f"initial_epoch={data.initial_epoch}. Pass that of the run before, or another directory."
             )
         if (settings := found.get("settings")) != self.settings:
             raise ValueError(
@@ -205,15 +196,13 @@ class Resume(keras.callbacks.Callback):
                 f"the same on both. Go on with this epoch on {before}.",
                 stacklevel=2,
             )
-        return found
 
     @property
     def _is_on_mesh(self):
         return isinstance(self.model.distribute_strategy, ExpertParallelStrategy)
 
     def _restore(self):
-        batch = self._found["batch"]
-        restore_sharded(self.directory / self._found["checkpoint"], self.model, self._metrics(batch))
+        self._folder.restore(self._found, self.model, self._metrics(self._found["batch"]))
 
     def _metrics(self, batch):
         """The variables of the metrics, which count in the middle of an epoch."""
@@ -221,39 +210,14 @@ class Resume(keras.callbacks.Callback):
 
     def _save_and_exit(self, due):
         if self._unsaved and (due or self._terminated):
-            self._save(*self._unsaved)
+            epoch, batch = self._unsaved
+            state = {"epoch": epoch, "batch": batch, "steps": self.params["steps"], "seed": global_seed()}
+            state |= {"settings": self.settings, "on_mesh": self._is_on_mesh, "initial_epoch": self._initial_epoch}
+            self._folder.save(state, self.model, self._metrics(batch))
             self._unsaved = None
         if self._terminated:
             self._terminated = False
             os.kill(os.getpid(), signal.SIGTERM)  # to the handler that was there before, which ends the process
-
-    def _save(self, epoch, batch):
-        """A new checkpoint; then, at one stroke, the word that it is the one; then the old one goes."""
-        name = f"epoch-{epoch}-batch-{batch}"
-        state, new = self.directory / _STATE, self.directory / f"{_STATE}.new"
-        values = {"checkpoint": name, "epoch": epoch, "batch": batch, "steps": self.params["steps"]}
-        values |= {"seed": global_seed(), "settings": self.settings, "on_mesh": self._is_on_mesh}
-        try:
-            save_sharded(self.directory / name, self.model, self._metrics(batch))
-            if dtensor.client_id() != 0:
-                return
-            new.write_text(json.dumps(values), encoding="utf-8")
-            new.replace(state)
-        except (tf.errors.OpError, OSError) as error:
-            if dtensor.client_id() == 0:
-                self._delete(lambda file: file.name.startswith((f"{name}.", f"{name}_", new.name)))
-            raise OSError(
-                f"A checkpoint could not be written to {str(self.directory)!r}. Received: {error}. The one before is "
-                "whole: once the cause is gone, start the script again, and training goes on from it."
-            ) from error
-        self._delete(lambda file: not file.name.startswith((f"{name}.", _STATE)))
-
-    def _delete(self, chosen=lambda file: True):
-        """Delete those that are chosen of the files of this callback."""
-        # The state first: without it whatever else an interruption leaves is nothing, and with it a damaged checkpoint.
-        for file in sorted(self.directory.glob("*"), key=lambda file: file.name != _STATE):
-            if _OURS.fullmatch(file.name) and chosen(file):
-                shutil.rmtree(file) if file.is_dir() else file.unlink()
 
     def _catch_sigterm(self):
         if dtensor.num_clients() > 1:
@@ -312,18 +276,3 @@ def _differences(found: dict | None, received: dict | None) -> str:
     found, received = found or {}, received or {}
     names = sorted(name for name in {*found, *received} if found.get(name) != received.get(name))
     return ", ".join(f"{name}={found.get(name)!r}, received: {received.get(name)!r}" for name in names) or "none"
-
-
-def _read_state(file: pathlib.Path) -> dict:
-    """What the last checkpoint is of."""
-    text = file.read_text(encoding="utf-8", errors="replace")
-    try:
-        state = json.loads(text)
-        if all(isinstance(state[name], kind) for name, kind in _FIELDS.items()):
-            return state
-        cause = None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        cause = error
-    raise ValueError(
-        f"{str(file)!r} is damaged, or not of Resume. Received: {text[:80]!r}. Delete the directory to begin anew."
-    ) from cause
