@@ -1,10 +1,9 @@
 """The cost model against numbers worked by hand."""
 
 import math
-import subprocess
-import sys
 
 from tests.base import TestCase
+from tests.processes import run_python
 from tf_moe.analysis import count
 from tf_moe.analysis.scaling import format_costs, step_cost
 from tf_moe.layers import SparseMoE
@@ -91,6 +90,5 @@ class StepCostTest(TestCase):
     def test_tables(self):
         cost = step_cost(16, 8, 12, 4, tokens=256, shards=4)
         self.assertIn("| 384 (1.50 a row) |", format_costs({"four": cost}))
-        command = [sys.executable, "-W", "error::RuntimeWarning:runpy", "-m", "tf_moe.analysis.scaling"]
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        run = run_python("-W", "error::RuntimeWarning:runpy", "-m", "tf_moe.analysis.scaling")
         self.assertIn("| 1,048,576 (13.98 a row) |", run.stdout)

@@ -5,17 +5,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import tensorflow as tf
 from absl.testing import parameterized
 
 from tests.base import TestCase
+from tests.processes import environment, write_script
 from tf_moe.distribute import launch
 from tf_moe.distribute.cluster import Cluster
 from tf_moe.distribute.connection import barrier, broadcast_int, join
-
-ROOT = Path(__file__).parents[2]
 
 # Long enough for processes that start on a busy machine.
 TIMEOUT = 300
@@ -129,16 +127,10 @@ join(cluster, start_timeout=float(sys.argv[1]))
 
 
 class ConnectionTest(TestCase):
-    def script(self, body):
-        folder = Path(self.get_temp_dir()) / self._testMethodName
-        folder.mkdir(exist_ok=True)
-        (folder / "script.py").write_text(body)
-        return folder / "script.py"
-
-    def start(self, script, environment, *arguments):
+    def start(self, script, variables, *arguments):
         process = subprocess.Popen(
             [sys.executable, script, *map(str, arguments)],
-            env={**environment, "PYTHONPATH": str(ROOT)},
+            env=environment(**variables),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -151,11 +143,9 @@ class ConnectionTest(TestCase):
         process.communicate()
 
     def test_together(self):
-        script = self.script(_TOGETHER)
-        process = self.start(
-            *(launch.__file__, os.environ),
-            *("--processes", 2, "--devices-per-process", 2, script, script.parent),
-        )
+        script = write_script(self, _TOGETHER)
+        options = ("--processes", 2, "--devices-per-process", 2)
+        process = self.start(launch.__file__, {}, *options, script, script.parent)
         stdout, stderr = process.communicate(timeout=TIMEOUT)
         self.assertEqual(process.returncode, 0, stderr)
         self.assertEqual(sorted(stdout.splitlines()), ["[0] fine", "[1] fine"])
@@ -165,7 +155,7 @@ class ConnectionTest(TestCase):
 
     def lose(self, how, victim, heartbeat):
         """What the other process says when one ends early, and how long it lived on."""
-        script = self.script(_LOSING)
+        script = write_script(self, _LOSING)
         with launch.reserved_ports(2) as ports:
             addresses = [f"localhost:{port}" for port in ports]
             processes = [
@@ -199,7 +189,7 @@ class ConnectionTest(TestCase):
         self.assertRegex(stderr, r"Process 1 \(localhost:\d+\) of 2 came to the end of its script 2 s ago")
 
     def test_others_that_do_not_start(self):
-        script = self.script(_ALONE)
+        script = write_script(self, _ALONE)
         with launch.reserved_ports(6) as ports:
             addresses = [f"localhost:{port}" for port in ports]
             first = self.start(script, launch.process_environment(0, addresses[:2]), 3)

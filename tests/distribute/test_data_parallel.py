@@ -1,6 +1,5 @@
 """The layers under TensorFlow's own data-parallel strategies."""
 
-import pathlib
 import subprocess
 import sys
 from unittest import mock
@@ -11,9 +10,8 @@ import tensorflow as tf
 
 import tf_moe
 from tests.base import TestCase
+from tests.processes import environment
 from tf_moe.distribute.launch import process_environment, reserved_ports
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 # A loop of its own: Keras 3.15's fit fails under this strategy with any model, a single Dense layer included.
 MULTI_WORKER = """
@@ -139,8 +137,8 @@ class MultiWorkerMirroredTest(TestCase):
         with reserved_ports(2) as ports:  # until they are done: nobody else gets them
             addresses = [f"localhost:{port}" for port in ports]
             for index in range(2):
-                environment = {**process_environment(index, addresses, None), "PYTHONPATH": str(ROOT)}
-                processes.append(subprocess.Popen(command, env=environment, text=True, **pipes))
+                variables = environment(**process_environment(index, addresses))
+                processes.append(subprocess.Popen(command, env=variables, text=True, **pipes))
             outputs = [process.communicate(timeout=300) for process in processes]
         results = []
         for process, (stdout, stderr) in zip(processes, outputs, strict=True):

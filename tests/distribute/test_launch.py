@@ -1,5 +1,6 @@
 """The launcher as a user runs it, with scripts that do not need TensorFlow."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 from tests.base import TestCase
+from tests.processes import run_python, write_script
 from tf_moe.distribute import cluster, launch
 
 # Every script has all of it, so that none waits for an import.
@@ -29,10 +31,7 @@ class LaunchTest(TestCase):
             self.addCleanup(signal.signal, number, signal.signal(number, signal.default_int_handler))
 
     def script(self, body, name="script.py"):
-        folder = Path(self.get_temp_dir()) / self._testMethodName
-        folder.mkdir(exist_ok=True)
-        (folder / name).write_text(_HEAD + body)
-        return folder / name
+        return write_script(self, _HEAD + body, name)
 
     def start(self, *arguments):
         # By its path: the launcher itself needs nothing of the package, which takes seconds to import.
@@ -105,14 +104,9 @@ print(json.dumps([os.environ["TF_CONFIG"], os.environ.get("TF_MOE_DEVICES_PER_PR
 
     def test_module_and_package_entry(self):
         script = self.script('print("module", __name__, sys.argv[1:])', "some_module.py")
-        run = subprocess.run(
-            [sys.executable, "-m", "tf_moe.distribute.launch", "--processes", "1", "-m", "some_module", "-x"],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(script.parent), os.getcwd()])},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        self.assertEqual((run.returncode, run.stdout), (0, "[0] module __main__ ['-x']\n"), run.stderr)
+        with contextlib.chdir(script.parent):  # where the module is found
+            run = run_python("-m", "tf_moe.distribute.launch", "--processes", 1, "-m", "some_module", "-x")
+        self.assertEqual(run.stdout, "[0] module __main__ ['-x']\n")
 
     def test_lines_come_whole_at_once_and_to_their_own_stream(self):
         process = self.start(

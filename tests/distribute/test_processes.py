@@ -1,10 +1,7 @@
 """Training in two processes: the numbers of one device, files of one device, no whole bank in memory, and restarts."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -12,9 +9,9 @@ import tensorflow as tf
 
 import tf_moe
 from tests.base import TestCase
+from tests.processes import run_python, write_script
 from tf_moe.distribute import launch
 
-ROOT = pathlib.Path(__file__).parents[2]
 VOCABULARY, EXPERTS = 30, 8
 
 # What the processes and the test itself run. The gate's noise and all initial values follow from seeds.
@@ -130,16 +127,6 @@ finally:
 """
 
 
-def launched(script, *arguments, devices):
-    """Run a script in two processes; returns what they print and the exit code."""
-    # By its path: the launcher itself needs nothing of the package, which takes seconds to import.
-    command = [sys.executable, launch.__file__, "--processes", "2", "--devices-per-process", str(devices)]
-    command += [script, *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    return done.stdout + done.stderr, done.returncode
-
-
 class ProcessesTest(TestCase):
     def setUp(self):
         super().setUp()
@@ -149,11 +136,10 @@ class ProcessesTest(TestCase):
         exec(MODEL, self.here)
 
     def run_in_two(self, script, *arguments, devices, code=0):
-        path = self.folder / "script.py"
-        path.write_text(MODEL + script)
-        output, found = launched(str(path), self.folder, *arguments, devices=devices)
-        self.assertEqual(found, code, output[-6000:])
-        return output
+        # By its path: the launcher itself needs nothing of the package, which takes seconds to import.
+        command = [launch.__file__, "--processes", 2, "--devices-per-process", devices]
+        done = run_python(*command, write_script(self, MODEL + script), self.folder, *arguments, code=code)
+        return done.stdout + done.stderr
 
     def train_here(self, examples, epochs):
         """The same on one device."""

@@ -1,16 +1,13 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
 import keras
 import tensorflow as tf
 
-import tests
 from tests.base import TestCase
 from tests.distribute.helpers import VOCABULARY, compiled, language_model
 from tests.mesh.helpers import Program, strategy_on
+from tests.processes import run_python
 from tf_moe.distribute import extended, programs
 from tf_moe.distribute.batches import place_batch
 from tf_moe.distribute.values import OnMesh
@@ -72,12 +69,7 @@ class ProgramsTest(TestCase):
 
     def test_the_workarounds_are_needed(self):
         script = Path(__file__).parent / "programs_without_workaround.py"
-        root = str(Path(tests.__file__).parents[1])
-        environment = {**os.environ, "PYTHONPATH": root, "DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION": "0"}
-        run = subprocess.run(
-            [sys.executable, script], env=environment, check=False, capture_output=True, text=True, timeout=300
-        )
-        self.assertEqual(run.returncode, 0, run.stderr)
+        run = run_python(script, DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION="0")
         self.assertIn("failed: ", run.stdout)
         self.assertNotIn(
             "failed: 0",

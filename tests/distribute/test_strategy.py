@@ -1,9 +1,5 @@
 """The strategy: meshes, variables on them, batches, and what `run` takes and gives."""
 
-import os
-import pathlib
-import subprocess
-import sys
 from unittest import mock
 
 import keras
@@ -15,6 +11,7 @@ from tensorflow.experimental import dtensor
 from tests.base import TestCase
 from tests.distribute.helpers import compiled, language_model
 from tests.mesh.helpers import MESHES, specs_of, strategy_on
+from tests.processes import run_python
 from tf_moe import initializers
 from tf_moe.distribute import batches
 from tf_moe.distribute.strategy import ExpertParallelStrategy
@@ -43,11 +40,7 @@ print("loss:", model.train_on_batch(x, y, return_dict=True)["loss"])
 
 class MeshTest(TestCase):
     def test_the_combination_of_all_reduces_is_still_wrong(self):
-        environment = {**os.environ, "DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION": "1"}
-        environment["PYTHONPATH"] = str(pathlib.Path(__file__).parents[2])
-        run = subprocess.run(
-            [sys.executable, "-c", STEP], env=environment, check=False, capture_output=True, text=True, timeout=300
-        )
+        run = run_python("-c", STEP, code=None, DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION="1")
         right = run.returncode == 0 and "loss: 0.0" not in run.stdout
         self.assertFalse(right, "ExpertParallelStrategy need not switch it off any more.")
         if run.returncode:

@@ -2,11 +2,11 @@
 
 import re
 import types
-from pathlib import Path
 
 import pdoc.doc
 
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
+
 GUIDES = {
     "readme": "README.md",
     "tutorial": "examples/tutorial.md",

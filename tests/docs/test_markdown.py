@@ -3,10 +3,10 @@ from pathlib import Path
 
 from absl.testing import parameterized
 
+from tests import ROOT
 from tests.docs.base import ExamplesTestCase
 from tests.docs.examples import blocks, run_block
 
-ROOT = Path(__file__).parents[2]
 PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("examples/**/*.md")])
 
 

@@ -1,16 +1,12 @@
 import html.parser
-import os
-import subprocess
-import sys
-from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
+from tests import ROOT
 from tests.base import TestCase
 from tests.docs.guides import GUIDES
 from tests.docs.public import public_names
+from tests.processes import run_python
 from tests.text.files import new_folder
-
-ROOT = Path(__file__).parents[2]
 
 
 class Page(html.parser.HTMLParser):
@@ -35,11 +31,7 @@ class PagesTest(TestCase):
 
     def test_pages(self):
         folder = new_folder(self).resolve()
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        built = subprocess.run(
-            [sys.executable, "-m", "tests.docs", folder], cwd=ROOT, env=environment, capture_output=True, text=True
-        )
-        self.assertEqual(built.returncode, 0, built.stderr)
+        built = run_python("-m", "tests.docs", folder, TF_CPP_MIN_LOG_LEVEL="3")
         self.assertNotIn("Warning", built.stderr)
         pages = {file: Page(file.read_text(encoding="utf-8")) for file in folder.rglob("*.html")}
         for name in public_names():

@@ -2,16 +2,14 @@
 
 import contextlib
 import io
-import os
 import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from tests import ROOT
 from tests.docs.examples import run_block
+from tests.processes import run_python
 
-ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "examples" / "tutorial.md"
 # A block, and below it what it printed, if that stands there.
 _STEP = re.compile(r"```python\n(?P<block>.*?)```\n(\n```text\n(?P<printed>.*?)```\n)?", re.DOTALL)
@@ -31,11 +29,7 @@ def run_steps(blocks: list[str]) -> list[str]:
             run_block(block, names, f"tutorial, step {number}")
         printed.append(output.getvalue())
     Path("two_devices.py").write_text(script, encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run([sys.executable, "two_devices.py"], env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"The last step failed:\n{done.stderr}")
-    return [*printed, done.stdout]
+    return [*printed, run_python("two_devices.py", TF_CPP_MIN_LOG_LEVEL="3").stdout]
 
 
 def write() -> None:

@@ -12,7 +12,9 @@ from unittest import mock
 
 import tensorflow as tf
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from tests import ROOT
+
+EXAMPLES = ROOT / "examples"
 
 
 class Outcome(NamedTuple):

@@ -3,9 +3,6 @@
 import argparse
 import contextlib
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -14,6 +11,7 @@ from absl.testing import parameterized
 
 from tests.base import TestCase
 from tests.examples.program import EXAMPLES, load, run
+from tests.processes import run_python
 from tf_moe.layers import SparseMoE
 from tf_moe.text import Corpus, Text
 
@@ -111,8 +109,4 @@ class BenchmarksTest(TestCase):
         self.assertIn("| input pipeline |", outcome.stdout)
 
     def test_mesh_in_a_process_of_its_own(self):  # which decides how many devices there are
-        environment = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"}
-        command = [sys.executable, BENCHMARKS / "mesh.py", "--smoke"]
-        process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        self.assertEqual(process.returncode, 0, process.stderr)
-        self.assertIn("| smoke |", process.stdout)
+        self.assertIn("| smoke |", run_python(BENCHMARKS / "mesh.py", "--smoke").stdout)

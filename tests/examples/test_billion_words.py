@@ -1,24 +1,16 @@
 """The example as a user runs it, started twice: on one device, and then on two from where the first came to."""
 
 import csv
-import os
 import pathlib
-import subprocess
-import sys
 
 from tests.base import TestCase
-from tests.examples.program import load, run
+from tests.examples.program import EXAMPLES, load, run
+from tests.processes import run_python
 
-EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "billion_words.py"
+EXAMPLE = EXAMPLES / "billion_words.py"
 
 
 class BillionWordsTest(TestCase):
-    def in_a_new_process(self, *arguments):  # which decides how many devices there are
-        # Without what other tests, or the launcher, may have left in the environment.
-        environment = {k: v for k, v in os.environ.items() if k not in ("TF_CONFIG", "TF_MOE_DEVICES_PER_PROCESS")}
-        command = [sys.executable, EXAMPLE, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
     def text(self, folder):
         """Named as the One Billion Word benchmark has them."""
         training, heldout = folder / "training", folder / "heldout"
@@ -48,8 +40,8 @@ class BillionWordsTest(TestCase):
         shards = {file: file.stat().st_mtime_ns for file in cache.rglob("*.tfrecord")}
         self.assertLen(shards, 5)
 
-        second = self.in_a_new_process(*always, "--smoke", "--epochs", 2, "--devices", 2)
-        self.assertEqual(second.returncode, 0, second.stderr)
+        # In a new process, which decides how many devices there are.
+        second = run_python(EXAMPLE, *always, "--smoke", "--epochs", 2, "--devices", 2)
         self.assertNotIn("counting words", second.stdout)
         self.assertNotIn("train: 0 of 3 shards", second.stdout)
         self.assertEqual({file: file.stat().st_mtime_ns for file in cache.rglob("*.tfrecord")}, shards)

@@ -1,23 +1,15 @@
 """The example on a mesh as a user runs it."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from tests.base import TestCase
 from tests.examples.program import EXAMPLES, run
+from tests.processes import run_python
 
 EXAMPLE = EXAMPLES / "distributed.py"
 
 
 class MeshExampleTest(TestCase):
-    def in_a_new_process(self, *arguments):  # which decides how many devices there are
-        # Without what other tests, or the launcher, may have left in the environment.
-        environment = {k: v for k, v in os.environ.items() if k not in ("TF_CONFIG", "TF_MOE_DEVICES_PER_PROCESS")}
-        command = [sys.executable, EXAMPLE, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
     def text(self):
         folder = Path(self.get_temp_dir()) / self._testMethodName
         folder.mkdir(parents=True)
@@ -28,8 +20,8 @@ class MeshExampleTest(TestCase):
 
     def test_distributed(self):
         sizes = ["--vocabulary", 11, "--batch", 8, "--steps", 16, "--epochs", 0.3]
-        outcome = self.in_a_new_process("--smoke", "--devices", 2, "--data", self.text(), *sizes)
-        self.assertEqual(outcome.returncode, 0, outcome.stderr)
+        # In a new process, which decides how many devices there are.
+        outcome = run_python(EXAMPLE, "--smoke", "--devices", 2, "--data", self.text(), *sizes)
         lines = outcome.stdout.splitlines()
         (kernel,) = (line for line in lines if "moe/experts/hidden_kernel" in line)
         self.assertIn("['expert', None, None]", kernel)

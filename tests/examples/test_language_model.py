@@ -10,10 +10,10 @@ from unittest import mock
 from absl.testing import parameterized
 
 from tests.base import TestCase
-from tests.examples.program import load, run
+from tests.examples.program import EXAMPLES, load, run
 from tf_moe.text import Vocabulary
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "language_model.py"
+EXAMPLE = EXAMPLES / "language_model.py"
 
 
 class LanguageModelExampleTest(TestCase):

@@ -1,20 +1,19 @@
 """What the example exports, against the model it was exported from."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from tests.base import TestCase
-from tests.examples.program import run
+from tests.examples.program import EXAMPLES, run
+from tests.processes import run_python
 from tf_moe.layers import SparseMoE
 from tf_moe.models import language_model
 from tf_moe.text import Vocabulary
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "serve.py"
+EXAMPLE = EXAMPLES / "serve.py"
 WORDS = ["the", "cat", "dog", "sat", "ran", "mat"]
 
 # Commands in one process; at its end, that nothing has imported the library that trained the model.
@@ -89,10 +88,7 @@ class ServeTest(TestCase):
             ["score", folder, "--text", "the cat", "--repeat", "3"],
             ["continue", folder, "--text", "the cat", "--tokens", "3", "--temperature", "0.8"],
         ]
-        program = [sys.executable, "-c", RUN, json.dumps(commands)]
-        process = subprocess.run(program, capture_output=True, text=True, check=False)
-        self.assertEqual(process.returncode, 0, process.stderr)
-        score, score_time, text, text_time = process.stdout.splitlines()
+        score, score_time, text, text_time = run_python("-c", RUN, json.dumps(commands)).stdout.splitlines()
         self.assertRegex(score, "nats, .* the cat$")
         self.assertStartsWith(text, "the cat")
         for time in (score_time, text_time):

@@ -5,13 +5,13 @@ from pathlib import Path
 import keras
 
 from tests.base import TestCase
-from tests.examples.program import run
+from tests.examples.program import EXAMPLES, run
 from tf_moe.gates import NoisyTopK
 from tf_moe.layers import SparseMoE
 from tf_moe.models import Perplexity, language_model
 from tf_moe.text import Vocabulary
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "shrink.py"
+EXAMPLE = EXAMPLES / "shrink.py"
 
 
 class ShrinkTest(TestCase):

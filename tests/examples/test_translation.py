@@ -4,8 +4,6 @@ import gzip
 import io
 import json
 import re
-import subprocess
-import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -13,10 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from tests.base import TestCase
-from tests.examples.program import eagerly, load, run
+from tests.examples.program import EXAMPLES, eagerly, load, run
+from tests.processes import run_python
 from tests.text.files import new_folder, write
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "translation.py"
+EXAMPLE = EXAMPLES / "translation.py"
 SERVE = EXAMPLE.parent / "serve.py"
 
 # Ends with an exception in the second epoch, as a machine might that is taken back.
@@ -50,11 +49,6 @@ class TranslationExampleTest(TestCase):
         super().setUp()
         self.folder = new_folder(self)
 
-    def python(self, *arguments):
-        process = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
-        self.assertEqual(process.returncode, 0, process.stderr)
-        return process.stdout
-
     def run_example(self, *arguments, example=EXAMPLE):
         tf.random.set_seed(0)  # the same for each, as in new processes: the order of the data depends on it too
         outcome = run(example, *arguments)
@@ -73,7 +67,7 @@ class TranslationExampleTest(TestCase):
     def check_served(self, served, source, translation, *, language, wrong_language, message):
         """A translation with the arguments `language`, and the complaint about others."""
         commands = [["translate", str(served), "--text", source, *to] for to in (language, wrong_language)]
-        line, speed, complaint = self.python("-c", SERVED, json.dumps(commands)).split("\n", 2)
+        line, speed, complaint = run_python("-c", SERVED, json.dumps(commands)).stdout.split("\n", 2)
         self.assertEqual(line[11:], translation)
         self.assertRegex(speed, r"[\d,]+ lines/s")
         self.assertStartsWith(complaint, "serve.py: ")
@@ -81,7 +75,7 @@ class TranslationExampleTest(TestCase):
 
     def test_numbers(self):
         output = self.folder / "numbers"
-        out = self.python(EXAMPLE, "--smoke", "--models", "moe", "--output", output)
+        out = run_python(EXAMPLE, "--smoke", "--models", "moe", "--output", output).stdout
         self.assertIn("12 directions: de-en en-de en-es en-fr en-ja en-ko en-pt es-en fr-en ja-en ko-en pt-en", out)
         self.assertIn("train: 4,560 pairs\n", out)
         self.assertRegex(out, r"\| direction \| moe: exact match \| moe: BLEU \|")

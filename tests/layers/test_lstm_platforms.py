@@ -1,9 +1,6 @@
 """The layer compiled by XLA, on a DTensor mesh, and in the hands of another process."""
 
-import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 import textwrap
 
@@ -15,13 +12,13 @@ from tensorflow.experimental import dtensor
 
 from tests.base import TestCase
 from tests.mesh.helpers import strategy_on
+from tests.processes import run_python
 from tf_moe.layers.lstm import LSTM
 from tf_moe.recurrence.buffers import StaticBuffers, buffers_for
 from tf_moe.recurrence.lstm_gates import lstm_gates_for
 from tf_moe.recurrence.scan import lstm_scan
 
 B, T, D, UNITS = 4, 6, 3, 5
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def scan(x, h, c, kernel, recurrent, projection, mask):
@@ -34,16 +31,6 @@ def scan(x, h, c, kernel, recurrent, projection, mask):
         hs, h, c = lstm_scan(z, recurrent, h, c, projection, gates=gates, mask=mask, buffers=StaticBuffers)
         loss = tf.reduce_sum(hs**2) + tf.reduce_sum(h * 3) + tf.reduce_sum(c)
     return [hs, h, c], tape.gradient(loss, arguments)
-
-
-def python(script, *arguments):
-    """Run a script in a fresh process and return what it prints; a failure shows what it wrote."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    if done.returncode:
-        raise AssertionError(done.stderr[-4000:])
-    return done.stdout
 
 
 class LstmPlatformsTest(TestCase):
@@ -125,4 +112,4 @@ class LstmPlatformsTest(TestCase):
             np.testing.assert_allclose(model(inputs), expected, rtol=1e-5, atol=1e-5)
             print("passed")
         """
-        self.assertIn("passed", python(script, folder))
+        self.assertIn("passed", run_python("-c", textwrap.dedent(script), folder).stdout)

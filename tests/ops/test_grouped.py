@@ -1,8 +1,3 @@
-import os
-import pathlib
-import subprocess
-import sys
-import tempfile
 from unittest import mock
 
 import numpy as np
@@ -10,8 +5,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tf_moe
 from tests.base import TestCase
+from tests.processes import run_python
+from tests.text.files import new_folder
 from tf_moe.ops import buffer_layout, grouped, hot_groups
 from tf_moe.ops.buffer_layout import make_buffer_layout
 from tf_moe.ops.grouped import apply_grouped
@@ -315,15 +311,9 @@ for counts in ([6, 6, 6, 6], [0, 24, 0, 0], [0, 0, 0, 0]):
     step(tf.ones([24, 3]), tf.constant(counts), tf.ones([4, 3, 2]))
 step(tf.ones([25, 3]), tf.constant([25, 0, 0, 0]), tf.ones([4, 3, 2]))
 """
-        root = str(pathlib.Path(tf_moe.__file__).parents[1])
-        with tempfile.TemporaryDirectory() as folder:
-            environment = {
-                **os.environ,
-                "PYTHONPATH": root,
-                "XLA_FLAGS": f"--xla_dump_to={folder} --xla_dump_hlo_as_text",
-            }
-            subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, cwd=root)
-            programs = list(pathlib.Path(folder).glob("*inference_step*before_optimizations.txt"))
+        folder = new_folder(self)
+        run_python("-c", script, XLA_FLAGS=f"--xla_dump_to={folder} --xla_dump_hlo_as_text")
+        programs = list(folder.glob("*inference_step*before_optimizations.txt"))
         self.assertLen(programs, 2)  # one for 24 rows, one for 25
 
 

@@ -1,8 +1,7 @@
-import os
-import subprocess
 import sys
 
 from tests.base import TestCase
+from tests.processes import run_python
 from tf_moe.ops.onednn import has_onednn
 
 
@@ -20,9 +19,7 @@ tf.function(lambda x: tf.matmul(x, x))(x)
 graphs = context.context().export_run_metadata().partition_graphs
 print(has_onednn(), any("Mkl" in node.op for graph in graphs for node in graph.node))
 """
-        environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": str(int(not has_onednn()))}
-        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-        said, seen = run.stdout.split() or self.fail(run.stderr[-2000:])
+        said, seen = run_python("-c", program, TF_ENABLE_ONEDNN_OPTS=str(int(not has_onednn()))).stdout.split()
         self.assertEqual(said, seen)
         if sys.platform == "linux":  # elsewhere it may not be there at all
             self.assertEqual(said, str(not has_onednn()))

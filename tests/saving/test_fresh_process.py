@@ -1,18 +1,14 @@
-import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
 from tests.base import TestCase
+from tests.processes import run_python
 from tests.saving import loading
 from tests.saving.models import MODELS
 from tests.saving.store import store
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 class FreshProcessTest(TestCase):
@@ -35,6 +31,5 @@ class FreshProcessTest(TestCase):
             loading.repeat_noise(model)
             loading.train(model, *loading.data(folder / name))
             np.savez(folder / name / "next.npz", **loading.state_of(model))
-        program = [sys.executable, loading.__file__, str(folder)]
-        run = subprocess.run(program, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-        self.assertEqual(run.stdout.split("\n")[:-1], [f"loaded {name}" for name in sorted(names)], run.stderr[-5000:])
+        printed = run_python(loading.__file__, folder).stdout
+        self.assertEqual(printed.splitlines(), [f"loaded {name}" for name in sorted(names)])

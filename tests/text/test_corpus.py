@@ -3,12 +3,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.base import TestCase
 from tests.text.files import random_lines, write
 from tf_moe.text import Corpus, build_vocabulary
 from tf_moe.text import corpus as corpus_module
 
-DATA = Path(os.environ.get("TF_MOE_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("TF_MOE_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 
 def all_lines(corpus):

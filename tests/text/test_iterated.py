@@ -1,14 +1,10 @@
 """Datasets of iterators, beside those that TensorFlow makes of generators."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import tensorflow as tf
 
-import tests
 from tests.base import TestCase
+from tests.processes import run_python
 from tf_moe.text import iterated as module
 from tf_moe.text.iterated import iterated
 
@@ -98,14 +94,7 @@ class IteratedTest(TestCase):
         """As `from_generator` does not: once it does, this module is no longer needed."""
 
         def log_of(make):
-            run = subprocess.run(
-                [sys.executable, "-c", PROGRAM.format(make=make)],
-                cwd=Path(tests.__file__).parents[1],
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-            return run.stderr
+            return run_python("-c", PROGRAM.format(make=make), TF_CPP_MIN_LOG_LEVEL="0").stderr
 
         self.assertNotIn("M_TRIM_THRESHOLD", log_of("dataset = iterated(begin, spec)"))
         self.assertIn(
