@@ -1,8 +1,5 @@
 """What the tables of bad calls share: a row is (name, call, exception, pattern), the pattern holding the bad value."""
 
-import tempfile
-from pathlib import Path
-
 import keras
 import numpy as np
 
@@ -29,11 +26,6 @@ def moe_model(**arguments):
 
 
 class BadInput(TestCase):
-    def folder(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        return Path(folder.name)
-
     def check(self, call, error, pattern):
         with self.assertRaisesRegex(error, pattern):
             call()

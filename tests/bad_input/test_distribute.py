@@ -7,6 +7,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from tests.bad_input.base import BadInput, dense_model, zeros
+from tests.text.files import new_folder
 from tf_moe import distribute
 from tf_moe.distribute import ExpertParallelStrategy, Resume, launch, restore_sharded, save_sharded
 
@@ -89,7 +90,7 @@ class DistributeTest(BadInput):
         self.check(call, error, pattern)
 
     def checkpoint(self):
-        path = str(self.folder() / "checkpoint")
+        path = str(new_folder(self) / "checkpoint")
         save_sharded(path, dense_model())
         return path
 
@@ -111,7 +112,7 @@ class DistributeTest(BadInput):
         self.check(lambda: restore_sharded(path, dense_model()), ValueError, f"'{path}' is damaged, or a part")
 
     def resume(self, model, state=None, data=None, save_freq="epoch", at_once=1, directory=None):
-        directory = directory or self.folder()
+        directory = directory or new_folder(self)
         if state is not None:
             (directory / "state.json").write_text(state)
         model.compile("sgd", "mse", steps_per_execution=at_once)
@@ -148,7 +149,7 @@ class DistributeTest(BadInput):
     @parameterized.parameters(2, 4)
     def test_resume_of_another_model(self, width):
         """One whose variables have other shapes, and one with further variables."""
-        directory, model = self.folder(), dense_model(3 if width == 4 else width)
+        directory, model = new_folder(self), dense_model(3 if width == 4 else width)
         if width == 4:
             model.add(keras.layers.Dense(width))
         model.compile("sgd", "mse")

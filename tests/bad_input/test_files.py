@@ -5,6 +5,7 @@ import keras
 from absl.testing import parameterized
 
 from tests.bad_input.base import BadInput, moe_model, zeros
+from tests.text.files import new_folder
 
 
 class SavedModelTest(BadInput):
@@ -12,7 +13,7 @@ class SavedModelTest(BadInput):
 
     def setUp(self):
         super().setUp()
-        self.directory = self.folder()
+        self.directory = new_folder(self)
         self.file = self.directory / "model.keras"
         moe_model().save(self.file)
 

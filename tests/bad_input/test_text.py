@@ -2,7 +2,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from tests.bad_input.base import BadInput
-from tests.text.files import text_of
+from tests.text.files import new_folder, text_of
 from tf_moe import text
 
 
@@ -11,7 +11,7 @@ class TextTest(BadInput):
 
     def setUp(self):
         super().setUp()
-        self.directory = self.folder()
+        self.directory = new_folder(self)
         self.text = text_of(self.directory, ["the cat sat", "the dog"])
         self.vocabulary = text.build_vocabulary(self.text, None)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from tests.base import TestCase
 from tests.fuzz.base import examples
-from tests.text.files import ids_of
+from tests.text.files import ids_of, new_folder
 from tf_moe.text import Corpus, Text, Vocabulary, build_vocabulary, contiguous_batches, sentence_batches
 
 ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=60)
@@ -43,9 +43,7 @@ def lines_of(data):
 class Files(TestCase):
     def setUp(self):
         super().setUp()
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        self.folder = new_folder(self)
 
     def text(self, data, name="text.txt"):
         path = self.folder / name
