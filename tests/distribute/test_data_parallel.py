@@ -10,6 +10,7 @@ import tensorflow as tf
 
 import tf_moe
 from tests.base import TestCase
+from tests.gates.helpers import NoNoise
 from tests.processes import environment
 from tf_moe.distribute.launch import process_environment, reserved_ports
 
@@ -146,13 +147,3 @@ class MultiWorkerMirroredTest(TestCase):
             results.append(next(line for line in stdout.splitlines() if line.startswith("RESULT")))
         self.assertEqual(results[0], results[1])
         self.assertNotIn("nan", results[0])
-
-
-class NoNoise:
-    """In the place of `Noise`: zeros."""
-
-    def whole(self, shape):
-        return tf.zeros(shape)
-
-    def rows(self, start, rows, columns):
-        return tf.zeros([rows, columns])

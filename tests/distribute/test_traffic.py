@@ -8,8 +8,8 @@ from absl.testing import parameterized
 from tensorflow.experimental import dtensor
 
 from tests.base import TestCase
+from tests.mesh.helpers import strategy_on
 from tf_moe.analysis.scaling import step_cost
-from tf_moe.distribute import ExpertParallelStrategy
 from tf_moe.distribute.traffic import measure_traffic
 from tf_moe.layers import SparseMoE
 
@@ -18,9 +18,7 @@ EXPERTS, WIDTH, HIDDEN, BATCH, STEPS = 16, 8, 12, 8, 32
 
 def measured(shards, replicas=1, policy=None, **arguments):
     """Traffic of a first training step of a model that is just the layer."""
-    devices = [f"CPU:{n}" for n in range(shards * replicas)]
-    strategy = ExpertParallelStrategy(devices, {"replica": replicas, "expert": shards})
-    with strategy.scope():
+    with strategy_on(shards * replicas, replicas).scope():
         inputs = keras.Input((STEPS, WIDTH))
         model = keras.Model(inputs, SparseMoE(expert_hidden=HIDDEN, dtype=policy, **arguments)(inputs))
         model.compile("adam", "mse")

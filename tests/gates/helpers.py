@@ -28,6 +28,16 @@ class GivenNoise:
         return self._numbers[start : start + rows]
 
 
+class NoNoise:
+    """In the place of `Noise`: zeros."""
+
+    def whole(self, shape):
+        return tf.zeros(shape)
+
+    def rows(self, start, rows, columns):
+        return tf.zeros([rows, columns])
+
+
 def dense(routing, num_experts):
     """Gate values as a matrix (T, E), differentiable."""
     return tf.einsum("tke,tk->te", tf.one_hot(routing.expert_index, num_experts), routing.combine_weights)

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from tests.base import TestCase
 from tests.processes import run_python
 from tests.text.files import new_folder
-from tf_moe.ops import buffer_layout, grouped, hot_groups
+from tf_moe.ops import buffer_layout, grouped
 from tf_moe.ops.buffer_layout import make_buffer_layout
 from tf_moe.ops.grouped import apply_grouped
-from tf_moe.ops.hot_groups import HotGroups, cheapest_places
+from tf_moe.ops.hot_groups import HotGroups
 from tf_moe.ops.rows import take_rows
 
 D, H, O = 3, 4, 2  # noqa: E741
@@ -315,35 +315,3 @@ step(tf.ones([25, 3]), tf.constant([25, 0, 0, 0]), tf.ones([4, 3, 2]))
         run_python("-c", script, XLA_FLAGS=f"--xla_dump_to={folder} --xla_dump_hlo_as_text")
         programs = list(folder.glob("*inference_step*before_optimizations.txt"))
         self.assertLen(programs, 2)  # one for 24 rows, one for 25
-
-
-class CheapestCapacityTest(TestCase):
-    def test_by_hand(self):
-        for counts, expected in (
-            ([5, 5, 5], 5),  # even: the block holds all
-            ([7], 7),
-            ([0, 0, 0], 0),
-            ([0, 90, 0, 0, 0], 0),  # one turn of the loop against a block of five groups
-            # Mean 100, largest 130. A block of 100 places costs 10 * 132, and 30 * 1.7 + 80 for what is beyond: 1451.
-            # One of 113 costs 10 * 145 + 17 * 1.7 + 80 = 1559, one that holds all 10 * 162.
-            ([130, 97, 97, 97, 97, 97, 97, 96, 96, 96], 100),
-            # Mean 8, largest 10: 4 * 42 for all, against 4 * 40 + 2 * 1.7 + 80.
-            ([10, 8, 7, 7], 10),
-        ):
-            with self.subTest(counts=counts):
-                capacity = cheapest_places(tf.constant(counts))
-                self.assertEqual((int(capacity), capacity.dtype), (expected, tf.int32))
-
-    def test_costs_no_more_than_a_block_or_a_loop_alone(self):
-        def cost(counts, capacity):
-            beyond = np.maximum(counts - capacity, 0)
-            block = len(counts) * (capacity + hot_groups._GROUP) if capacity else 0
-            turns = np.sum(beyond > 0) * (hot_groups._GROUP + hot_groups._TURN)
-            return block + hot_groups._ROW_OF_LOOP * beyond.sum() + turns
-
-        for scale in (3, 40, 40, 400, 400):
-            counts = np.sort(self.rng.geometric(1 / scale, self.rng.integers(1, 20)))
-            capacity = int(cheapest_places(tf.constant(counts, tf.int32)))
-            self.assertBetween(capacity, 0, counts.max())
-            for other in (0, int(np.ceil(counts.mean())), counts.max()):
-                self.assertLessEqual(cost(counts, capacity), cost(counts, other) * 1.0001, (counts, capacity, other))
