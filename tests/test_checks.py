@@ -1,4 +1,4 @@
-"""What the checks let through; what they do not is in `tests/test_bad_input.py`."""
+"""What the checks let through; what they do not is mostly in `tests/bad_input`."""
 
 import keras
 import numpy as np
@@ -15,6 +15,18 @@ class ChecksTest(TestCase):
             self.assertIs(type(checks.integer("n", value)), int)
             self.assertIs(type(checks.seed(value)), int)
         self.assertEqual((checks.integer("n", 0, least=0), checks.seed(-1), checks.seed(None)), (0, -1, None))
+
+    def test_rising_integers(self):
+        self.assertEqual(checks.rising("sizes", np.array([1, 4])), [1, 4])
+        for values, pattern in (
+            ([], r"sizes must be rising .*sizes=\[\]"),
+            ([4, 4], r"sizes=\[4, 4\]"),
+            ([4, 2], r"sizes=\[4, 2\]"),
+            ([0, 2], r"sizes\[0\]=0"),
+            ([1, 2.5], r"sizes\[1\]=2.5"),
+        ):
+            with self.assertRaisesRegex(ValueError, pattern):
+                checks.rising("sizes", values)
 
     def test_numbers_become_floats(self):
         for value in (2, 2.0, np.float32(2), np.int64(2)):

@@ -3,7 +3,7 @@
 import math
 import numbers
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -27,6 +27,14 @@ def integer(name: str, value: Any, least: int = 1, hint: str = "") -> int:
         kind = "a positive integer" if least == 1 else f"an integer, {least} or more"
         raise ValueError(f"{name} must be {kind}{hint}. Received: {name}={value!r}.")
     return number
+
+
+def rising(name: str, values: Sequence[int]) -> list[int]:
+    """The values as plain integers; raises ValueError unless they are some, 1 or more, each over the one before."""
+    values = [integer(f"{name}[{n}]", value) for n, value in enumerate(values)]
+    if not values or values != sorted({*values}):
+        raise ValueError(f"{name} must be rising and at least 1. Received: {name}={values}")
+    return values
 
 
 def seed(value: Any) -> int | None:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.text.lengths import rising_lengths
 from tf_moe.text.pipeline import encoded_lines, sentence_pieces, weighted
 from tf_moe.text.text import Text
 from tf_moe.text.vocabulary import Vocabulary
@@ -62,7 +61,7 @@ def sentence_batches(
     shuffle_buffer = checks.integer("shuffle_buffer", shuffle_buffer, least=0)
     if max_length is not None:
         max_length = checks.integer("max_length", max_length)
-    boundaries = rising_lengths("boundaries", boundaries)
+    boundaries = checks.rising("boundaries", boundaries)
 
     blocks = encoded_lines(text, vocabulary).map(lambda lines: sentence_pieces(lines, max_length))
     # tf.identity makes a tensor of a ragged tensor's one row, which could not be padded.

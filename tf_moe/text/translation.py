@@ -6,7 +6,6 @@ import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.text.iterated import iterated
-from tf_moe.text.lengths import rising_lengths
 from tf_moe.text.parallel_text import ParallelText, check_parallel_texts
 from tf_moe.text.pieces import Pieces
 
@@ -62,7 +61,7 @@ def translation_batches(
     """
     tokens, seed = checks.integer("tokens", tokens), checks.seed(seed)
     shuffle_buffer = checks.integer("shuffle_buffer", shuffle_buffer, least=0)
-    lengths = rising_lengths("lengths", lengths)
+    lengths = checks.rising("lengths", lengths)
     longest = lengths[-1]
     rows = _encoded_blocks(texts, pieces).map(lambda *sides: _rows(sides, longest)).unbatch()
     if shuffle_buffer:
