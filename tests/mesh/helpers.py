@@ -7,7 +7,7 @@ from tensorflow.experimental import dtensor
 from tf_moe.distribute.batches import place_batch
 from tf_moe.distribute.strategy import ExpertParallelStrategy
 from tf_moe.distribute.values import OnMesh, unwrap
-from tf_moe.distribute.variables import whole
+from tf_moe.distribute.variables import to_plain
 
 # Devices, and replicas of each expert. The last splits a batch over the replicas, the others over the shards.
 MESHES = {"1": (1, 1), "2": (2, 1), "4": (4, 1), "2x2": (4, 2), "4x2": (8, 4)}
@@ -36,7 +36,7 @@ class Program:
 
     def __call__(self, *arrays):
         mesh = self._strategy.mesh
-        return tf.nest.map_structure(lambda x: whole(x, mesh).numpy(), self.run(*arrays))
+        return tf.nest.map_structure(lambda x: to_plain(x, mesh).numpy(), self.run(*arrays))
 
     def run(self, *arrays):
         """The results where they are, on the mesh."""

@@ -4,10 +4,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tf_moe.analysis.usage import entropy
-
 # Numbers of a table of resampled counts, or of probable ones: 32 MB.
 _CELLS = 2**22
+# Keys that wait to be counted: 32 MB.
+_WAITING = 2**22
+
+
+def entropy(weights: np.ndarray) -> float:
+    """Entropy in nats of the distribution that is proportional to these numbers, 0 or more; 0 where all are 0."""
+    weights = np.asarray(weights, "float64")
+    share = weights[weights > 0] / max(weights.sum(), np.finfo("float64").tiny)
+    return float(-(share * np.log(share)).sum())
 
 
 class LabelCounts(NamedTuple):
@@ -149,12 +156,9 @@ class LabelCounter:
         groups: Number of groups; row r of the data is in group r modulo this.
     """
 
-    # Keys that wait to be counted: 32 MB.
-    _WAITING = 2**22
-
     def __init__(self, groups: int):
         self._groups, self._rows = groups, 0
-        self._pairs, self._positions = _KeyCounter(self._WAITING), _KeyCounter(self._WAITING)
+        self._pairs, self._positions = _KeyCounter(), _KeyCounter()
         self._choice_entropy = self._assignments = 0.0
 
     def add(self, expert_index: np.ndarray, chosen: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> None:
@@ -196,15 +200,15 @@ class LabelCounter:
 class _KeyCounter:
     """How often each integer was added."""
 
-    def __init__(self, waiting: int):
-        self._most, self._number = waiting, 0
+    def __init__(self):
+        self._number = 0
         self._keys, self._counts = np.empty((2, 0), "int64")
         self._waiting: list[np.ndarray] = []
 
     def add(self, keys: np.ndarray) -> None:
         self._waiting.append(keys)
         self._number += len(keys)
-        if self._number > self._most:
+        if self._number > _WAITING:
             self.result()
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:

@@ -90,7 +90,7 @@ def step_cost(
     table_parameters: int = 0,
     number_bytes: int = 4,
     parameter_bytes: int = 4,
-    slots: int = 2,
+    slots: float = 2,
     recompute: bool = False,
 ) -> StepCost:
     """Cost of a training step of a model with one `SparseMoE`, for each device of an `ExpertParallelStrategy`.
@@ -110,15 +110,15 @@ def step_cost(
         table_parameters: Other weights that are looked up, such as an embedding's.
         number_bytes: Bytes of a number that is computed and sent: 4, or 2 under mixed precision.
         parameter_bytes: Bytes of a number of a weight, its gradient and its slots: 4 under mixed precision too.
-        slots: Numbers that the optimizer keeps for each weight: 2 for Adam.
+        slots: Numbers that the optimizer keeps for each weight, on the average: 2 for Adam.
         recompute: Whether hidden activations are computed again in the backward pass.
 
     Returns:
         A `StepCost`.
 
     Raises:
-        ValueError: If k is not in 1..num_experts, on each level where there are two, a number is no integer, or too
-            low, or experts do not divide evenly over the shards, or tokens over the devices.
+        ValueError: If k is not in 1..num_experts, on each level where there are two, a number is too low, or no
+            integer where it has to be one, or experts do not divide evenly over the shards, or tokens over the devices.
 
     Example:
 

@@ -10,6 +10,7 @@ from tf_moe import checks
 from tf_moe.analysis.information import (
     LabelCounter,
     LabelCounts,
+    entropy,
     information,
     information_by_chance,
     most_information,
@@ -17,7 +18,6 @@ from tf_moe.analysis.information import (
 )
 from tf_moe.analysis.labels import Label
 from tf_moe.analysis.observer import Batch, Decisions, Observer, tally
-from tf_moe.analysis.usage import entropy
 
 # Groups of rows that are resampled: enough for an error that is itself known to a tenth or so.
 GROUPS = 64

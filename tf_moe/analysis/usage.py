@@ -6,6 +6,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from tf_moe.analysis.information import entropy
 from tf_moe.analysis.observer import Batch, Decisions, Observer, tally
 from tf_moe.losses import cv_squared
 
@@ -146,10 +147,3 @@ class UsageTally:
             self._dropped,
             float(self._entropy / positions),
         )
-
-
-def entropy(weights: np.ndarray) -> float:
-    """Entropy in nats of the distribution that is proportional to these numbers, 0 or more; 0 where all are 0."""
-    weights = np.asarray(weights, "float64")
-    share = weights[weights > 0] / max(weights.sum(), np.finfo("float64").tiny)
-    return float(-(share * np.log(share)).sum())

@@ -36,14 +36,14 @@ def rebuild(
     """
     checks.built_model(model)
     replaced, fused = replaced or {}, fused or {}
-    if not is_graph(model):
+    if not _is_graph(model):
         raise ValueError(
             "Only Sequential and functional models can be rebuilt with other layers. Received: "
             f"{model.name!r} of type {type(model).__name__}. Convert its layers, and put them where they belong."
         )
-    there = {id(layer) for layer in layers_of(model)}
+    there = set(layers_of(model))
     for layer in [*replaced, *(each for pair in fused for each in pair)]:
-        if id(layer) not in there:
+        if layer not in there:
             raise ValueError(
                 f"A layer to be replaced must be one of the model's layers, and not inside of another layer than a "
                 f"Sequential or functional model. Received: {layer.name!r}, and the model {model.name!r}."
@@ -67,7 +67,7 @@ def _copy_state(layer: Layer, clone: Layer) -> None:
             new.finalize_state()
 
 
-def is_graph(layer: Layer) -> bool:
+def _is_graph(layer: Layer) -> bool:
     """Whether it is a Sequential or functional model, which says how its layers follow one another."""
     return isinstance(layer, keras.Sequential) or (isinstance(layer, keras.Model) and hasattr(layer, "operations"))
 
@@ -75,7 +75,7 @@ def is_graph(layer: Layer) -> bool:
 def layers_of(model: keras.Model) -> Iterator[Layer]:
     """The layers of a Sequential or functional model, and of those inside of it."""
     for layer in model.layers:
-        if is_graph(layer):
+        if _is_graph(layer):
             yield from layers_of(layer)
         else:
             yield layer
@@ -119,48 +119,49 @@ class _Rebuilding:
     """One copy in the making."""
 
     def __init__(self, replaced, fused):
-        self.replaced = dict(replaced)
-        self.first = {id(first): (first, second) for first, second in fused}
-        self.second = {id(second): (first, new) for (first, second), new in fused.items()}
+        self.replaced = replaced
+        self.second_of = dict(fused.keys())
+        self.first_of = {second: first for first, second in fused}
+        self.fused = {second: new for (_, second), new in fused.items()}
         self.copied = []  # layers, and their copies, which are to get their weights
-        self.clones = {}  # by the id of the layer: one may be in two models
+        self.clones = {}  # by layer: one may be in two models
         self.copies = Copies()
 
     def model(self, model):
-        if id(model) not in self.clones:
+        if model not in self.clones:
             make = self._sequential if isinstance(model, keras.Sequential) else self._functional
-            self.clones[id(model)] = make(model)
-            self.clones[id(model)].supports_masking = model.supports_masking  # which may have been set by hand
-        return self.clones[id(model)]
+            self.clones[model] = make(model)
+            self.clones[model].supports_masking = model.supports_masking  # which may have been set by hand
+        return self.clones[model]
 
     def layer(self, layer):
         if not isinstance(layer, Layer):
             return layer  # an operation, without a state
         if layer in self.replaced:
             return self.replaced[layer]
-        if is_graph(layer):
+        if _is_graph(layer):
             return self.model(layer)
-        if id(layer) not in self.clones:
+        if layer not in self.clones:
             config = self.copies.config(layer) if isinstance(layer, SparseMoE) else layer.get_config()
-            self.clones[id(layer)] = type(layer).from_config(config)
-            self.copied.append((layer, self.clones[id(layer)]))
-        return self.clones[id(layer)]
+            self.clones[layer] = type(layer).from_config(config)
+            self.copied.append((layer, self.clones[layer]))
+        return self.clones[layer]
 
     def _sequential(self, model):
         (inputs,) = model.inputs
         new = [keras.Input(batch_shape=inputs.shape, dtype=inputs.dtype, name=inputs.name)]
         after = None  # the layer before, if it is the first of a pair
         for layer in model.layers:
-            pair = self.second.get(id(layer))
-            if after is not None and (pair is None or pair[0] is not after):
-                raise _used_elsewhere(after, self.first[id(after)][1], layer)
-            if pair is not None and after is None:
-                raise _not_after(layer, pair[0])
-            after = layer if id(layer) in self.first else None
+            first = self.first_of.get(layer)
+            if after is not None and first is not after:
+                raise self._used_elsewhere(after, layer)
+            if first is not None and after is None:
+                raise _not_after(layer, first)
+            after = layer if layer in self.second_of else None
             if after is None:
-                new.append(self.layer(layer) if pair is None else pair[1])
+                new.append(self.layer(layer) if first is None else self.fused[layer])
         if after is not None:
-            raise _used_elsewhere(after, self.first[id(after)][1], model)
+            raise self._used_elsewhere(after, model)
         sequential = _empty_as(model)
         for layer in new:
             sequential.add(layer)
@@ -173,20 +174,18 @@ class _Rebuilding:
 
         def clone(layer):
             # The layers of pairs come through as they are, for `call` to know them.
-            return layer if id(layer) in self.first or id(layer) in self.second else self.layer(layer)
+            return layer if layer in self.second_of or layer in self.first_of else self.layer(layer)
 
         def call(layer, *args, **kwargs):
-            if id(layer) in self.second:
-                first, new = self.second[id(layer)]
-                stands_for, _, inputs = stand_ins.get(id(args[0]), (None, None, None))
-                if stands_for is not first:
-                    raise _not_after(layer, first)
-                return new(inputs, *args[1:], **kwargs)
+            if layer in self.first_of:
+                first, _, inputs = stand_ins.get(id(args[0]), (None, None, None))
+                if first is not self.first_of[layer]:
+                    raise _not_after(layer, self.first_of[layer])
+                return self.fused[layer](inputs, *args[1:], **kwargs)
             for value in keras.tree.flatten((args, kwargs)):
                 if id(value) in stand_ins:
-                    first = stand_ins[id(value)][0]
-                    raise _used_elsewhere(first, self.first[id(first)][1], layer)
-            if id(layer) in self.first:
+                    raise self._used_elsewhere(stand_ins[id(value)][0], layer)
+            if layer in self.second_of:
                 stand_in = keras.layers.Identity()(args[0])
                 stand_ins[id(stand_in)] = (layer, stand_in, args[0])
                 return stand_in
@@ -200,9 +199,14 @@ class _Rebuilding:
         new = keras.models.clone_model(model, inputs, clone_function=clone, call_function=call)
         for output in new.outputs:
             if id(output) in stand_ins:
-                first = stand_ins[id(output)][0]
-                raise _used_elsewhere(first, self.first[id(first)][1], model)
+                raise self._used_elsewhere(stand_ins[id(output)][0], model)
         return new
+
+    def _used_elsewhere(self, first, user):
+        return ValueError(
+            f"What {first.name!r} returns must go to {self.second_of[first].name!r} and nowhere else. "
+            f"Received: it goes to {user.name!r} of type {type(user).__name__}."
+        )
 
 
 def _empty_as(model):
@@ -217,13 +221,6 @@ def _empty_as(model):
             f"Received: {model.name!r} of type {type(model).__name__}."
         )
     return new
-
-
-def _used_elsewhere(first, second, user):
-    return ValueError(
-        f"What {first.name!r} returns must go to {second.name!r} and nowhere else. "
-        f"Received: it goes to {user.name!r} of type {type(user).__name__}."
-    )
 
 
 def _not_after(second, first):

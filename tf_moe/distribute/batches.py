@@ -33,16 +33,7 @@ class DistributedBatches:
 
     def place(self, batch: Any) -> Any:
         """A batch of the dataset, on the mesh."""
-
-        def place(x):
-            # What is left out, such as one output's sample weights; from a generator it comes as an Optional, which
-            # Keras takes for None too.
-            if x is None or isinstance(x, tf.experimental.Optional):
-                return None
-            return OnMesh(place_batch(x, self._shards, self._is_global))
-
-        with tf.device(self._shards.mesh.local_devices()[0]):
-            return tf.nest.map_structure(place, batch)
+        return place_all(batch, self._shards, self._is_global)
 
 
 class MeshIterator(Iterator):
@@ -102,6 +93,20 @@ def distribute(dataset: Iterable, shards: Shards) -> DistributedBatches:
 def _pieces_here(shards):
     """Numbers of the pieces of a batch that this process's devices have."""
     return {location[shards.batch_axis] for location in shards.mesh.local_device_locations()}
+
+
+def place_all(batch: Any, shards: Shards, is_global: bool = True) -> Any:
+    """A nested structure of plain arrays on the mesh, see `place_batch`; what is there stays."""
+
+    def place(x):
+        # What is left out, such as one output's sample weights; from a generator it comes as an Optional, which Keras
+        # takes for None too.
+        if x is None or isinstance(x, tf.experimental.Optional):
+            return None
+        return x if isinstance(x, OnMesh) else OnMesh(place_batch(x, shards, is_global))
+
+    with tf.device(shards.mesh.local_devices()[0]):
+        return tf.nest.map_structure(place, batch)
 
 
 def place_batch(x: Any, shards: Shards, is_global: bool = True) -> tf.Tensor:

@@ -41,7 +41,7 @@ def save_sharded(path: str | os.PathLike, model: keras.Model, others: Sequence[k
     path, process = os.fspath(path), dtensor.client_id()
     # A part has its number, so that none is empty and one that the first process does not see is missed.
     names, specs, values = [f"parts/{process}"], [""], [tf.constant(process)]
-    for name, variable in named_variables(model, others):
+    for name, variable in _named_variables(model, others):
         for spec, value in _pieces(variable):
             names.append(name)
             specs.append(spec)
@@ -94,7 +94,7 @@ def restore_sharded(path: str | os.PathLike, model: keras.Model, others: Sequenc
     with _reading(path):
         reader = tf.train.load_checkpoint(path)
     saved, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-    named = named_variables(model, others)
+    named = _named_variables(model, others)
     parts = {name.split("/")[0] for name, _ in named}
     if unknown := sorted(name for name in saved.keys() - dict(named).keys() if name.split("/")[0] in parts):
         raise ValueError(
@@ -116,7 +116,7 @@ def restore_sharded(path: str | os.PathLike, model: keras.Model, others: Sequenc
         _restore(path, name, variable)
 
 
-def named_variables(model: keras.Model, others: Sequence[keras.Variable] = ()) -> list[tuple[str, tf.Variable]]:
+def _named_variables(model: keras.Model, others: Sequence[keras.Variable] = ()) -> list[tuple[str, tf.Variable]]:
     """All variables of a model and its optimizer, with names that do not depend on how many models were made before."""
     # Generators of random numbers are no weights, and Keras saves them nowhere.
     named = [(f"model/{n}/{v.name}", v.value) for n, v in enumerate(model.variables)]

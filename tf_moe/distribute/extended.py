@@ -10,7 +10,7 @@ from tf_moe.distribute.batches import DistributedBatches, distribute, reader
 from tf_moe.distribute.programs import new_program
 from tf_moe.distribute.supported import check_supported
 from tf_moe.distribute.values import OnMesh, unwrap
-from tf_moe.distribute.variables import create_variable, whole
+from tf_moe.distribute.variables import create_variable, to_plain
 from tf_moe.mesh.shards import Shards
 
 
@@ -96,7 +96,7 @@ class MeshExtended(tf.distribute.StrategyExtended):
         if not isinstance(value, OnMesh):
             return (value,)
         if tf.executing_eagerly():
-            return (whole(value.tensor, self.shards.mesh),)
+            return (to_plain(value.tensor, self.shards.mesh),)
         return (self.shards.whole(value.tensor),)
 
     def _reduce_to(self, reduce_op, value, destinations, options):

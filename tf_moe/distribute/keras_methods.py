@@ -23,10 +23,9 @@ import keras
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
-from tf_moe.distribute.batches import place_batch
+from tf_moe.distribute.batches import place_all
 from tf_moe.distribute.connection import barrier
 from tf_moe.distribute.extended import MeshExtended
-from tf_moe.distribute.values import OnMesh
 from tf_moe.mesh.shards import Shards, shards_of
 
 
@@ -43,27 +42,15 @@ def wrap_keras_methods() -> None:
     keras.callbacks.BackupAndRestore.on_train_end = _by_chief(keras.callbacks.BackupAndRestore.on_train_end)
 
 
-def shards_of_model(model: keras.Model) -> Shards | None:
+def _shards_of_model(model: keras.Model) -> Shards | None:
     """The shards that a model was made on, or None."""
     extended = model.distribute_strategy.extended
     return extended.shards if isinstance(extended, MeshExtended) else None
 
 
-def _place(structure, shards):
-    """The same structure of plain arrays, on the mesh."""
-
-    def place(x):
-        if x is None or isinstance(x, OnMesh):
-            return x
-        with tf.device(shards.mesh.local_devices()[0]):
-            return OnMesh(place_batch(x, shards))
-
-    return keras.tree.map_structure(place, structure)
-
-
 def _check_on_mesh(model, variables):
     """Raise ValueError for variables that were not made in the scope of the strategy, but in none or another's."""
-    mesh = shards_of_model(model).mesh
+    mesh = _shards_of_model(model).mesh
     strays = [variable.path for variable in variables if (of := shards_of(variable)) is None or of.mesh != mesh]
     if strays:
         raise ValueError(
@@ -75,14 +62,14 @@ def _check_on_mesh(model, variables):
 def _placing(make_function):
     @functools.wraps(make_function)
     def wrapper(model, step_function):
-        function, shards = make_function(model, step_function), shards_of_model(model)
+        function, shards = make_function(model, step_function), _shards_of_model(model)
         if shards is None:
             return function
         of_optimizer = model.optimizer.variables if model.optimizer else []
         _check_on_mesh(model, [*model.variables, *model.metrics_variables, *of_optimizer])
 
         def on_mesh(iterator):
-            batches = (_place(batch, shards) for batch in iterator)
+            batches = (place_all(batch, shards) for batch in iterator)
             first = next(batches)  # StopIteration ends an epoch whose length Keras does not know
             return function(itertools.chain([first], batches))
 
@@ -97,10 +84,10 @@ def _placing_predict(make_predict_function):
         if model.predict_function is not None and not force:
             return
         make_predict_function(model, force)
-        function, shards = model.predict_function, shards_of_model(model)
+        function, shards = model.predict_function, _shards_of_model(model)
         if shards is not None:
             _check_on_mesh(model, model.variables)
-            model.predict_function = lambda data: function([_place(batch, shards) for batch in data])
+            model.predict_function = lambda data: function([place_all(batch, shards) for batch in data])
 
     return wrapper
 
@@ -110,7 +97,7 @@ def _written_once(write):
 
     @functools.wraps(write)
     def wrapper(model, filepath, *args, **kwargs):
-        if shards_of_model(model) is None or dtensor.num_clients() == 1:
+        if _shards_of_model(model) is None or dtensor.num_clients() == 1:
             return write(model, filepath, *args, **kwargs)
         if dtensor.client_id() == 0:
             result = write(model, filepath, *args, **kwargs)
@@ -128,7 +115,7 @@ def _from_a_plain_model(export):
 
     @functools.wraps(export)
     def wrapper(model, filepath, *args, **kwargs):
-        if shards_of_model(model) is None:
+        if _shards_of_model(model) is None:
             export(model, filepath, *args, **kwargs)
             return
         weights, failures = model.get_weights(), []
@@ -174,7 +161,7 @@ def _folder_first(save_model):
 
     @functools.wraps(save_model)
     def wrapper(callback, epoch, batch, logs):
-        if shards_of_model(callback.model) is not None:
+        if _shards_of_model(callback.model) is not None:
             folder = os.path.dirname(callback._get_file_path(epoch, batch, logs))
             if folder:
                 tf.io.gfile.makedirs(folder)  # which may be there
@@ -188,7 +175,7 @@ def _backed_up_by_chief(save_model):
 
     @functools.wraps(save_model)
     def wrapper(callback):
-        if shards_of_model(callback.model) is None or dtensor.client_id() == 0:
+        if _shards_of_model(callback.model) is None or dtensor.client_id() == 0:
             save_model(callback)
         else:
             callback.model.save_weights(callback._weights_path)
@@ -201,7 +188,7 @@ def _by_chief(method):
 
     @functools.wraps(method)
     def wrapper(callback, *args, **kwargs):
-        if shards_of_model(callback.model) is None:
+        if _shards_of_model(callback.model) is None:
             method(callback, *args, **kwargs)
             return
         try:

@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
-# `tf_moe.distribute.cluster` reads it. It is not imported from there: the launcher starts without TensorFlow.
+# `tf_moe.distribute.cluster` reads it, and has it once more: run by its path this file needs no TensorFlow, which an
+# import from there would bring; and of an import from here `python -m` would warn.
 DEVICES_VARIABLE = "TF_MOE_DEVICES_PER_PROCESS"
 
 _POLL_SECONDS = 0.05

@@ -17,7 +17,7 @@ class MeshVariable(dtensor.DVariable):
 
     def numpy(self) -> np.ndarray:
         """All of the value."""
-        return whole(self.read_value(), self.layout.mesh).numpy()
+        return to_plain(self.read_value(), self.layout.mesh).numpy()
 
     def assign(self, value, *args, **kwargs):
         """Set the value, from a DTensor or from a plain value that is the same in every process."""
@@ -39,7 +39,7 @@ class MeshVariable(dtensor.DVariable):
         return self.assign_sub(tf.convert_to_tensor(sparse_delta), *args, **kwargs)
 
 
-def whole(x: tf.Tensor, mesh: dtensor.Mesh) -> tf.Tensor:
+def to_plain(x: tf.Tensor, mesh: dtensor.Mesh) -> tf.Tensor:
     """A plain tensor with all of a DTensor."""
     layout = dtensor.Layout.replicated(mesh, x.shape.rank)
     if dtensor.fetch_layout(x) != layout:
@@ -80,7 +80,7 @@ def place(value: Any, layout: dtensor.Layout, dtype: tf.DType | str | None = Non
     mesh = layout.mesh
     with tf.device(mesh.local_devices()[0]):
         if tf.is_tensor(value) and dtensor.is_dtensor(value):
-            value = whole(value, mesh)
+            value = to_plain(value, mesh)
         value = tf.convert_to_tensor(value, dtype)
         slices = local_slices(value.shape, layout)
         return dtensor.pack([tf.slice(value, s.begin, s.size) if value.shape.rank else value for s in slices], layout)
@@ -117,7 +117,7 @@ def create_variable(
 
 def _by_shards(make, experts, dtype, shards):
     """Initial values of one shard after the other, so that no device ever has those of all experts."""
-    check_divides(experts, shards)
+    _check_divides(experts, shards)
     share, mesh, slices = experts // shards.shards, shards.mesh, {}
     locations = mesh.local_device_locations()
     for start in {location[EXPERT] * share for location in locations}:
@@ -137,7 +137,7 @@ def _like(make, like, shards):
     return dtensor.call_with_layout(make, layout)
 
 
-def check_divides(experts: int, shards: Shards) -> None:
+def _check_divides(experts: int, shards: Shards) -> None:
     """Raise ValueError unless the experts divide evenly over the shards."""
     if experts % shards.shards == 0:
         return

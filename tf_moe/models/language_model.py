@@ -48,7 +48,7 @@ def language_model(
     width = checks.integer("width", width)
     first = LSTM(width, return_sequences=True, name="lstm_1")
     last = LSTM(width, return_sequences=True, name="lstm_2")
-    check_layers("middle", middle)
+    _check_layers("middle", middle)
     return residual_language_model(vocabulary_size, [first, *middle, last], width, dropout, name)
 
 
@@ -89,7 +89,7 @@ def residual_language_model(
     """
     vocabulary_size, width = checks.integer("vocabulary_size", vocabulary_size), checks.integer("width", width)
     checks.fraction("dropout", dropout)
-    check_layers("layers", layers)
+    _check_layers("layers", layers)
     if softmax is not None:
         hint = "Pass a layer such as SampledSoftmax(vocabulary_size), or None."
         checks.instance("softmax", softmax, keras.layers.Layer, hint)
@@ -110,7 +110,7 @@ def residual_language_model(
     return keras.Model(ids, logits, name=name)
 
 
-def check_layers(name: str, layers: list[keras.layers.Layer]) -> None:
+def _check_layers(name: str, layers: list[keras.layers.Layer]) -> None:
     """Raise TypeError unless it is a list of layers."""
     if not isinstance(layers, (list, tuple)) or not all(isinstance(layer, keras.layers.Layer) for layer in layers):
         raise TypeError(f"{name} must be a list of layers, also where it is one. Received: {name}={layers!r}.")
