@@ -9,7 +9,7 @@ from tf_moe import checks
 from tf_moe.layers import LSTM, SparseMoE
 from tf_moe.models.dense import dense_feed_forward
 from tf_moe.models.language_model import residual_language_model
-from tf_moe.models.mixture_numbers import mixture_numbers
+from tf_moe.models.sizes import lstm_weights, mixture_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +61,7 @@ class PaperNetwork:
 
     @property
     def _lstms(self) -> int:
-        return sum(
-            4 * units * 2 * self.width + (units * self.width if units != self.width else 0) for units in self.lstm_units
-        )
+        return sum(lstm_weights(self.width, units, self.width) for units in self.lstm_units)
 
     @property
     def _expert(self) -> int:

@@ -155,77 +155,63 @@ class Translator(keras.Model):
         self.autocast = False  # which would make integers of ids that are none
         self.vocabulary_size = checks.integer("vocabulary_size", vocabulary_size)
         self.width = checks.integer("width", width)
-        lstm_units = checks.integer("lstm_units", lstm_units)
-        encoder_layers = checks.integer("encoder_layers", encoder_layers, least=2)
-        decoder_layers = checks.integer("decoder_layers", decoder_layers, least=2)
+        self.lstm_units = checks.integer("lstm_units", lstm_units)
+        self.encoder_layers = checks.integer("encoder_layers", encoder_layers, least=2)
+        self.decoder_layers = checks.integer("decoder_layers", decoder_layers, least=2)
         self.start, self.end = self._checked_id("start", start), self._checked_id("end", end)
-        dropout = checks.fraction("dropout", dropout)
-        if moe is not None and not isinstance(moe, dict):
-            raise ValueError(f"moe must be a dict of arguments of SparseMoE, or None. Received: moe={moe!r}.")
-        if "expert" in (moe or {}):
-            raise ValueError(
-                "The mixtures of Translator have the built-in experts: others could not be loaded with the model. "
-                f"Received: moe={moe!r}."
-            )
-        if taken := sorted({*(moe or {})} & _OF_MIXTURE):
-            raise ValueError(f"Pass {', '.join(taken)} to Translator itself. Received: moe={moe!r}.")
+        self.dropout = checks.fraction("dropout", dropout)
+        moe = _checked_moe(moe)
+        self.moe = dict(moe)
         if attention not in SCORES:
             raise ValueError(f"attention must be one of {SCORES}. Received: attention={attention!r}.")
-        if not isinstance(gate, str):
-            raise ValueError(f"gate must be a name, of which each mixture makes a gate. Received: gate={gate!r}.")
-        if gate == "expert_choice":
-            raise ValueError(
-                "The experts of gate='expert_choice' choose among all words of a target, and a decoder must not know "
-                "those to come. Pass another gate, such as 'noisy_top_k'."
-            )
-        if embeddings_initializer is None:
-            embeddings_initializer = keras.initializers.RandomUniform(-1.0, 1.0)
-        embeddings_initializer = keras.initializers.get(embeddings_initializer)
+        self.attention = attention
+        self.gate = _checked_gate(gate)
+        # Pairs are lists in a config that was a file.
+        self.num_experts, self.k = (tuple(x) if isinstance(x, list) else x for x in (num_experts, k))
+        self.expert_hidden = expert_hidden
         importance_weight = _default_balance_weight(gate) if importance_weight is None else importance_weight
         load_weight = _default_balance_weight(gate) if load_weight is None else load_weight
-        self.lstm_units, self.encoder_layers, self.decoder_layers = lstm_units, encoder_layers, decoder_layers
-        # Pairs are lists in a config that was a file.
-        num_experts, k = (tuple(x) if isinstance(x, list) else x for x in (num_experts, k))
-        self.num_experts, self.expert_hidden, self.k, self.gate = num_experts, expert_hidden, k, gate
         self.importance_weight = checks.at_least_zero("importance_weight", importance_weight)
         self.load_weight = checks.at_least_zero("load_weight", load_weight)
-        self.dropout, self.attention = dropout, attention
         self.output_activation = keras.activations.get(output_activation)
-        self.embeddings_initializer = embeddings_initializer
-        self.moe = dict(moe or {})
+        if embeddings_initializer is None:
+            embeddings_initializer = keras.initializers.RandomUniform(-1.0, 1.0)
+        self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
         policy = self.dtype_policy
-        projection = None if lstm_units == self.width else self.width
+        projection = None if self.lstm_units == self.width else self.width
 
         def lstm(name, **options):
-            return LSTM(lstm_units, projection, return_sequences=True, name=name, dtype=policy, **options)
+            return LSTM(self.lstm_units, projection, return_sequences=True, name=name, dtype=policy, **options)
 
         def mixture(name):
-            if num_experts is None:
+            if self.num_experts is None:
                 return dense_feed_forward([expert_hidden], self.width, "relu", output_activation, name, policy)
             return SparseMoE(
-                num_experts,
-                expert_hidden,
-                k=k,
-                gate=gate,
-                importance_weight=importance_weight,
-                load_weight=load_weight,
+                self.num_experts,
+                self.expert_hidden,
+                k=self.k,
+                gate=self.gate,
+                importance_weight=self.importance_weight,
+                load_weight=self.load_weight,
                 output_activation=output_activation,
                 name=name,
                 dtype=policy,
-                **(moe or {}),
+                **moe,
             )
 
         self.embedding = keras.layers.Embedding(
-            self.vocabulary_size, self.width, embeddings_initializer, name="embedding", dtype=policy
+            self.vocabulary_size, self.width, self.embeddings_initializer, name="embedding", dtype=policy
         )
-        self.dropout_layer = keras.layers.Dropout(dropout, name="dropout", dtype=policy)
+        self.dropout_layer = keras.layers.Dropout(self.dropout, name="dropout", dtype=policy)
         self.encoder_forward = lstm("encoder_lstm_1_forward")
         self.encoder_backward = lstm("encoder_lstm_1_backward", go_backwards=True)
-        *between, last = [lstm(f"encoder_lstm_{n}") for n in range(2, encoder_layers + 1)]
+        *between, last = [lstm(f"encoder_lstm_{n}") for n in range(2, self.encoder_layers + 1)]
         self.encoder_upper = [*between, mixture("encoder_moe"), last]
-        self.decoder_first = AttentiveLSTM(lstm_units, projection, score=attention, name="decoder_lstm_1", dtype=policy)
+        self.decoder_first = AttentiveLSTM(
+            self.lstm_units, projection, score=attention, name="decoder_lstm_1", dtype=policy
+        )
         self.decoder_moe = mixture("decoder_moe")
-        self.decoder_upper = [lstm(f"decoder_lstm_{n}") for n in range(2, decoder_layers + 1)]
+        self.decoder_upper = [lstm(f"decoder_lstm_{n}") for n in range(2, self.decoder_layers + 1)]
         # Logits in float32 under any dtype policy: a softmax over a vocabulary does not do with bfloat16.
         full = "float32"
         if isinstance(policy, keras.dtype_policies.DTypePolicyMap):  # what was quantized, see get_config
@@ -425,6 +411,30 @@ class Translator(keras.Model):
         model = cls(**config)
         freeze(model, model._parts(), frozen)
         return model
+
+
+def _checked_moe(moe: dict | None) -> dict:
+    if moe is not None and not isinstance(moe, dict):
+        raise ValueError(f"moe must be a dict of arguments of SparseMoE, or None. Received: moe={moe!r}.")
+    if "expert" in (moe or {}):
+        raise ValueError(
+            "The mixtures of Translator have the built-in experts: others could not be loaded with the model. "
+            f"Received: moe={moe!r}."
+        )
+    if taken := sorted({*(moe or {})} & _OF_MIXTURE):
+        raise ValueError(f"Pass {', '.join(taken)} to Translator itself. Received: moe={moe!r}.")
+    return dict(moe or {})
+
+
+def _checked_gate(gate: str) -> str:
+    if not isinstance(gate, str):
+        raise ValueError(f"gate must be a name, of which each mixture makes a gate. Received: gate={gate!r}.")
+    if gate == "expert_choice":
+        raise ValueError(
+            "The experts of gate='expert_choice' choose among all words of a target, and a decoder must not know "
+            "those to come. Pass another gate, such as 'noisy_top_k'."
+        )
+    return gate
 
 
 def _default_balance_weight(gate: str) -> float:

@@ -3,7 +3,7 @@
 import dataclasses
 
 from tf_moe import checks
-from tf_moe.models.mixture_numbers import mixture_numbers
+from tf_moe.models.sizes import lstm_weights, mixture_numbers
 from tf_moe.models.translator import Translator
 
 
@@ -64,13 +64,9 @@ class TranslationNetwork:
     @property
     def _recurrent(self) -> int:
         """Of all LSTMs and the attention's two matrices: weights, each used once."""
-
-        def lstm(width):
-            projection = self.lstm_units * self.width if self.lstm_units != self.width else 0
-            return 4 * self.lstm_units * (width + self.width) + projection
-
-        # The decoder's are joined with what the attention read.
-        encoder, decoder = (self.encoder_layers + 1) * lstm(self.width), self.decoder_layers * lstm(2 * self.width)
+        encoder = (self.encoder_layers + 1) * lstm_weights(self.width, self.lstm_units, self.width)
+        # What goes into the decoder's is joined with what the attention read.
+        decoder = self.decoder_layers * lstm_weights(2 * self.width, self.lstm_units, self.width)
         return encoder + decoder + 2 * self.width**2
 
     @property

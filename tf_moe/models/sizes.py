@@ -1,4 +1,4 @@
-"""Numbers of experts and of a gate's logits, on one level or two: what size and arithmetic of a mixture follow from."""
+"""Numbers that size and arithmetic of the named networks follow from: of a mixture on one level or two, of an LSTM."""
 
 from typing import NamedTuple
 
@@ -28,3 +28,8 @@ def mixture_numbers(num_experts: int | tuple[int, int] | None, k: int | tuple[in
     (groups, per_group), (groups_chosen, chosen) = num_experts, k
     columns, logits = groups + groups * per_group, groups + groups_chosen * per_group
     return MixtureNumbers(groups * per_group, groups_chosen * chosen, columns, logits)
+
+
+def lstm_weights(inputs: int, units: int, width: int) -> int:
+    """Number of weights of an LSTM without biases, whose units are projected to the width where they differ."""
+    return 4 * units * (inputs + width) + (units * width if units != width else 0)
