@@ -2,11 +2,11 @@
 
     python examples/benchmarks/overhead.py
 
-A training step of each part by the clock: the gate with its losses, moving rows to experts and back, the experts'
-products, the optimizer's update (`FactoredAdam`), and the layer with all of them but the optimizer. The arithmetic of
-the experts is the same whatever their number; what grows is the gate's logits and the traffic of weights, both in
-proportion to it. So the model of a part is `a + b * experts`, fitted to all sizes but the largest, whose time it has to
-predict.
+A training step of each part by the clock: the gate with its losses, which chooses experts; moving rows to experts and
+back, for experts that are given; the experts' products; the optimizer's update (`FactoredAdam`); and the layer with all
+of them but the optimizer. The arithmetic of the experts is the same whatever their number; what grows is the gate's
+logits and the traffic of weights, both in proportion to it. So the model of a part is `a + b * experts`, fitted to all
+sizes but the largest, whose time it has to predict.
 """
 
 import csv
@@ -46,10 +46,9 @@ def measure(experts: int, options) -> dict[str, float]:
     model.optimizer.build(model.trainable_variables)
     weights = [w.value for w in layer.trainable_variables]
 
-    def route(x):
-        index = tf.math.top_k(tf.random.uniform([tf.shape(x)[0], experts]), options.k).indices
+    def arrange(index):
         values = tf.fill(tf.shape(index), 1 / options.k)
-        return dispatch_sorted(index, values, experts, with_block=True), values
+        return dispatch_sorted(index, values, experts, layer.experts.takes_block(training=True)), values
 
     @tf.function
     def whole(x):
@@ -59,39 +58,44 @@ def measure(experts: int, options) -> dict[str, float]:
         return loss, tape.gradient(loss, [x, *weights])
 
     @tf.function
-    def move(x):
+    def move(x, index):
+        plan, values = arrange(index)
         with tf.GradientTape() as tape:
-            tape.watch(x)
-            plan, values = route(x)
+            tape.watch([x, values])
             loss = tf.reduce_sum(plan.combine(plan.dispatch(x), values) ** 2)
-        return tape.gradient(loss, x)
+        return tape.gradient(loss, [x, values])
 
     @tf.function
-    def compute(x):
-        plan, _ = route(x)
+    def compute(x, index):
+        plan, _ = arrange(index)
         rows = plan.dispatch(x)
         with tf.GradientTape() as tape:
             tape.watch(rows)
-            loss = tf.reduce_sum(layer.experts(rows, plan.counts, places=plan.places) ** 2)
+            loss = tf.reduce_sum(layer.experts(rows, plan.counts, places=plan.places, training=True) ** 2)
         return tape.gradient(loss, [rows, *(w.value for w in layer.experts.trainable_variables)])
 
-    choose = tf.function(
-        lambda x: route(x)[0].dispatch(x)
-    )  # what both of the above have, and the layer has in its gate
+    dispatch = tf.function(lambda x, index: arrange(index)[0].dispatch(x))  # with which `compute` begins
     gradients = [tf.random.normal(w.shape) for w in weights]
+    gate = gate_step(NoisyTopK(experts, options.k), options.width)
     update = tf.function(lambda: model.optimizer.apply(gradients, model.trainable_variables), autograph=False)
     calls = {
         "floor": floor(options.k * options.tokens, options.width, options.hidden),
-        "whole layer": whole,
-        "gate": gate_step(NoisyTopK(experts, options.k), options.width),
+        "whole layer": lambda x, _: whole(x),
+        "gate": lambda x, _: gate(x),
         "dispatch and combine": move,
         "experts": compute,
-        "optimizer": lambda _: update(),
-        "choose": choose,
+        "optimizer": lambda *_: update(),
+        "dispatch": dispatch,
     }
-    times = interleave(calls, lambda: (tf.random.normal([options.tokens, options.width]),), options.repetitions)
+
+    def fresh():
+        """Tokens, and experts for them, which are drawn here: choosing is the gate's work, and timed there."""
+        index = tf.math.top_k(tf.random.uniform([options.tokens, experts]), options.k).indices
+        return tf.random.normal([options.tokens, options.width]), index
+
+    times = interleave(calls, fresh, options.repetitions)
     row = {name: time.wall for name, time in times.items()}
-    row["experts"] -= row.pop("choose")
+    row["experts"] -= row.pop("dispatch")
     memory = training_memory(model, options.tokens)
     return {"number": experts, **row, "memory (MB)": memory.total / 1e6}
 
