@@ -19,8 +19,7 @@ from pathlib import Path
 
 import keras
 import tensorflow as tf
-from common import make_vocabulary, positive
-from distributed import make_strategy
+from common import make_strategy, make_vocabulary, positive
 
 from tf_moe.distribute import Resume, barrier, find_cluster
 from tf_moe.layers import SampledSoftmax, SampledSoftmaxLoss

@@ -5,7 +5,9 @@ import math
 import time
 
 import keras
+import tensorflow as tf
 
+from tf_moe.distribute import ExpertParallelStrategy, find_cluster
 from tf_moe.text import Text, Vocabulary, build_vocabulary
 
 
@@ -39,6 +41,18 @@ def make_vocabulary(text: Text, size: int, tokenizer: str = "words") -> Vocabula
             f"the text has. Received: --vocabulary {size}."
         )
     return Vocabulary(every.tokens[:size], tokenizer, every.num_tokens)
+
+
+def make_strategy(options) -> ExpertParallelStrategy:
+    """Over the devices of the cluster that this process belongs to; without one, over its GPUs or parts of its CPU."""
+    devices = None
+    if find_cluster() is None:
+        kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+        if kind == "CPU":
+            cpu, part = tf.config.list_physical_devices("CPU")[0], tf.config.LogicalDeviceConfiguration()
+            tf.config.set_logical_device_configuration(cpu, [part] * options.devices)
+        devices = [f"{kind}:{n}" for n in range(options.devices)]
+    return ExpertParallelStrategy(devices)
 
 
 class Stopwatch(keras.callbacks.Callback):

@@ -16,15 +16,12 @@ import time
 
 import keras
 import numpy as np
-import tensorflow as tf
-from common import Stopwatch, format_table, positive, warmup_cosine
-from language_model import add_model_arguments, complete, load_data
+from common import Stopwatch, format_table, make_strategy, positive, warmup_cosine
+from language_model import add_model_arguments, complete, load_data, make_mixture
 
-import tf_moe
 from tf_moe.analysis.scaling import StepCost, format_costs, step_cost
-from tf_moe.distribute import ExpertParallelStrategy, find_cluster
+from tf_moe.distribute import find_cluster
 from tf_moe.distribute.traffic import Traffic, measure_traffic
-from tf_moe.layers import SparseMoE
 from tf_moe.models import Perplexity, language_model
 
 
@@ -45,26 +42,9 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     return options
 
 
-def make_strategy(options) -> ExpertParallelStrategy:
-    """Over the devices of the cluster that this process belongs to; without one, over its GPUs or parts of its CPU."""
-    devices = None
-    if find_cluster() is None:
-        kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-        if kind == "CPU":
-            cpu, part = tf.config.list_physical_devices("CPU")[0], tf.config.LogicalDeviceConfiguration()
-            tf.config.set_logical_device_configuration(cpu, [part] * options.devices)
-        devices = [f"{kind}:{n}" for n in range(options.devices)]
-    return ExpertParallelStrategy(devices)
-
-
 def make_model(options, vocabulary_size: int, total_steps: int) -> keras.Model:
     keras.utils.set_random_seed(options.seed)
-    # From random weights, which tell tokens apart from the first step: the layer's default is the paper's zeros.
-    gate = tf_moe.gates.get(
-        "noisy_top_k", options.experts, options.k, options.seed, kernel_initializer="glorot_uniform"
-    )
-    moe = SparseMoE(options.experts, options.hidden, options.k, gate, output_activation="sigmoid", name="moe")
-    model = language_model(vocabulary_size, [moe], options.width, options.dropout)
+    model = language_model(vocabulary_size, [make_mixture(options)], options.width, options.dropout)
     schedule = warmup_cosine(options.learning_rate, total_steps, total_steps // 10, alpha=0.05)
     model.compile(
         keras.optimizers.Adam(schedule),

@@ -122,6 +122,12 @@ def load_data(options) -> Data:
     return Data(vocabulary, train.repeat(), held_out(corpus.validation), held_out(corpus.test), steps)
 
 
+def make_mixture(options, gate: str = "noisy_top_k") -> SparseMoE:
+    # From random weights, which tell tokens apart from the first step: the layer's default is the paper's zeros.
+    gate = tf_moe.gates.get(gate, options.experts, options.k, options.seed, kernel_initializer="glorot_uniform")
+    return SparseMoE(options.experts, options.hidden, options.k, gate, output_activation="sigmoid", name="moe")
+
+
 def train(middle, name: str, data: Data, options) -> dict:
     """Train one model, with some looks at the validation text on the way, and return its row of the table."""
     keras.utils.set_random_seed(options.seed)
@@ -181,13 +187,7 @@ def main(arguments=None) -> None:
     started = time.perf_counter()
     try:
         import_plots()  # before the training, not after
-        # From random weights, which tell tokens apart from the first step: the layer's default is the paper's zeros.
-        gate = tf_moe.gates.get(
-            options.gate, options.experts, options.k, options.seed, kernel_initializer="glorot_uniform"
-        )
-        moe = SparseMoE(
-            options.experts, options.hidden, k=options.k, gate=gate, output_activation="sigmoid", name="moe"
-        )
+        moe = make_mixture(options, options.gate)
         data = load_data(options)
         options.output.mkdir(parents=True, exist_ok=True)
         data.vocabulary.save(options.output / "vocabulary.txt")  # a model is of use with it, as soon as it is saved
