@@ -13,11 +13,12 @@ of the languages themselves, and how far a word's experts tell its language: 0 i
 
 import argparse
 import sys
+from collections.abc import Iterable
 
 import keras
 import numpy as np
 import tensorflow as tf
-from common import positive, warmup_cosine
+from common import format_table, positive, warmup_cosine
 
 from tf_moe.analysis import count, measure_specialisation
 from tf_moe.gates import NoisyTopK
@@ -111,6 +112,11 @@ def perplexity(model: keras.Model, batches: tf.data.Dataset) -> float:
     return model.evaluate(batches, verbose=0, return_dict=True)["perplexity"]
 
 
+def by_language(perplexities: Iterable[float]) -> dict[str, float]:
+    """Cells of the table."""
+    return {f"perplexity, language {n}": value for n, value in enumerate(perplexities)}
+
+
 def main(arguments=None) -> None:
     options = parse_arguments(arguments)
     try:
@@ -124,20 +130,21 @@ def main(arguments=None) -> None:
         keras.utils.set_random_seed(options.seed)
         model = build(name, layer, options)
         train(model, languages, options)
-        cost, row = count(model), [name]
-        row += [f"{cost.parameters:,}", f"{cost.multiply_adds:,}"]
-        row += [f"{perplexity(model, part):.2f}" for part in split(test, options)]
-        share = ""
+        cost, share = count(model), ""
         if isinstance(layer, SparseMoE):
             labels = {"language": lambda inputs: np.asarray(inputs["language"])}
             share = f"{measure_specialisation(model, test, 'moe', labels)['language'].share:.3f}"
-        rows.append([*row, share])
-    floors = [f"{language.perplexity:.2f}" for language in languages]
-    rows.append(["the languages themselves", "", "", *floors, ""])
-    columns = [f"perplexity, language {n}" for n in range(NUM_LANGUAGES)]
-    head = ["model", "parameters", "ops/timestep", *columns, "experts tell the language"]
-    for row in (head, ["---"] * len(head), *rows):
-        print("| " + " | ".join(row) + " |")
+        rows.append(
+            {
+                "model": name,
+                "parameters": cost.parameters,
+                "ops/timestep": cost.multiply_adds,
+                **by_language(perplexity(model, part) for part in split(test, options)),
+                "experts tell the language": share,
+            }
+        )
+    rows.append({"model": "the languages themselves", **by_language(language.perplexity for language in languages)})
+    print(format_table(rows))
 
 
 if __name__ == "__main__":
