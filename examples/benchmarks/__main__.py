@@ -11,11 +11,11 @@ import csv
 from pathlib import Path
 
 import keras
-import matplotlib.pyplot as plt
+import matplotlib.figure
 import tensorflow as tf
 from arguments import make_parser, parse
-from layer import floor
-from timing import interleave, print_table
+from steps import floor, layer_step
+from timing import interleave, print_table, write_csv
 
 from tf_moe.analysis import training_memory
 from tf_moe.layers import SparseMoE
@@ -33,20 +33,12 @@ def measure(experts: int, options) -> dict:
     """The row of one number of experts."""
     layer = SparseMoE(experts, options.hidden, k=options.k)
     model = keras.Sequential([keras.Input((options.width,)), layer])
-    weights = [w.value for w in layer.trainable_variables]
     one = tf.random.normal([1, options.width])
     forward = tf.function(lambda x: layer(x), reduce_retracing=True)
 
-    @tf.function
-    def step(x):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            loss = tf.reduce_sum(layer(x, training=True) ** 2) + tf.add_n(layer.losses)
-        return loss, tape.gradient(loss, [x, *weights])
-
     calls = {
         "floor (ms)": floor(options.k * options.tokens, options.width, options.hidden),
-        "training step (ms)": step,
+        "training step (ms)": layer_step(layer),
         "forward (ms)": forward,
         "one token (ms)": lambda _: forward(one),
     }
@@ -57,7 +49,8 @@ def measure(experts: int, options) -> dict:
 
 
 def plot(rows: list[dict], path: Path, title: str) -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
     experts = [row["experts"] for row in rows]
     for column, label, marker, line in CURVES:
         left.plot(experts, [row[column] for row in rows], marker=marker, linestyle=line, label=label)
@@ -71,8 +64,7 @@ def plot(rows: list[dict], path: Path, title: str) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    figure.savefig(path)
 
 
 def read_table(file: Path) -> dict[int, dict[str, str]]:
@@ -116,10 +108,7 @@ def main(arguments=None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     rows = [measure(experts, options) for experts in options.experts]
     print_table(rows)
-    with (options.output / "table.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(rows, options.output / "table.csv")
     title = f"SparseMoE, {options.tokens} tokens, k = {options.k}, experts {options.width} x {options.hidden}"
     plot(rows, options.output / "latency.png", title)
     if options.baseline:

@@ -9,26 +9,10 @@ A step is the forward and the backward pass of noisy top-k gating with both loss
 
 import tensorflow as tf
 from arguments import make_parser, parse
+from steps import gate_step
 from timing import interleave, print_table
 
 from tf_moe.gates import GATES, Hierarchical, NoisyTopK
-from tf_moe.losses import cv_squared
-
-
-def gate_step(gate, width):
-    gate.build((None, width))
-    weights = [w.value for w in gate.trainable_weights]
-
-    @tf.function
-    def step(x):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            routing = gate(x, training=True)
-            loss = cv_squared(routing.importance) + cv_squared(routing.load)
-            loss += tf.reduce_sum(routing.combine_weights[:, 0])
-        return tape.gradient(loss, [x, *weights])
-
-    return step
 
 
 def products_step(experts, width):

@@ -24,26 +24,11 @@ import numpy as np
 import tensorflow as tf
 from arguments import make_parser, parse
 from contenders import CONTENDERS, model_garden
+from steps import floor
 from timing import interleave, print_table
 
 from tf_moe.layers import SparseMoE
 from tf_moe.losses import cv_squared
-
-
-def floor(rows, width, hidden):
-    """A step of two dense products with as many rows: what cannot be saved."""
-    x, first, second, d_y = (
-        tf.random.normal(shape) for shape in ((rows, width), (width, hidden), (hidden, width), (rows, width))
-    )
-
-    @tf.function
-    def step(x, first, second, d_y):
-        with tf.GradientTape() as tape:
-            tape.watch([x, first, second])
-            y = tf.matmul(tf.nn.relu(tf.matmul(x, first)), second)
-        return y, tape.gradient(y, [x, first, second], d_y)
-
-    return lambda *_: step(x, first, second, d_y)
 
 
 def training_step(outputs, weights):

@@ -9,7 +9,6 @@ logits and the traffic of weights, both in proportion to it. So the model of a p
 sizes but the largest, whose time it has to predict.
 """
 
-import csv
 from pathlib import Path
 
 import keras
@@ -17,9 +16,8 @@ import matplotlib.figure
 import numpy as np
 import tensorflow as tf
 from arguments import make_parser, parse
-from gate import gate_step
-from layer import floor
-from timing import interleave, print_table
+from steps import floor, gate_step, layer_step
+from timing import interleave, print_table, write_csv
 
 from tf_moe.analysis import training_memory
 from tf_moe.dispatch import dispatch_sorted
@@ -44,18 +42,10 @@ def measure(experts: int, options) -> dict[str, float]:
     model = keras.Sequential([keras.Input((options.width,)), layer])
     model.compile(FactoredAdam(1e-3))
     model.optimizer.build(model.trainable_variables)
-    weights = [w.value for w in layer.trainable_variables]
 
     def arrange(index):
         values = tf.fill(tf.shape(index), 1 / options.k)
         return dispatch_sorted(index, values, experts, layer.experts.takes_block(training=True)), values
-
-    @tf.function
-    def whole(x):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            loss = tf.reduce_sum(layer(x, training=True) ** 2) + tf.add_n(layer.losses)
-        return loss, tape.gradient(loss, [x, *weights])
 
     @tf.function
     def move(x, index):
@@ -75,8 +65,8 @@ def measure(experts: int, options) -> dict[str, float]:
         return tape.gradient(loss, [rows, *(w.value for w in layer.experts.trainable_variables)])
 
     dispatch = tf.function(lambda x, index: arrange(index)[0].dispatch(x))  # with which `compute` begins
-    gradients = [tf.random.normal(w.shape) for w in weights]
-    gate = gate_step(NoisyTopK(experts, options.k), options.width)
+    whole, gate = layer_step(layer), gate_step(NoisyTopK(experts, options.k), options.width)
+    gradients = [tf.random.normal(w.shape) for w in model.trainable_variables]
     update = tf.function(lambda: model.optimizer.apply(gradients, model.trainable_variables), autograph=False)
     calls = {
         "floor": floor(options.k * options.tokens, options.width, options.hidden),
@@ -161,10 +151,7 @@ def main(arguments=None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     rows = [measure(experts, options) for experts in options.experts]
     print_table(rows)
-    with (options.output / "overhead.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(rows, options.output / "overhead.csv")
     print()
     print_table(model_of(rows))
     title = f"SparseMoE, {options.tokens} tokens, k = {options.k}, experts {options.width} x {options.hidden}"

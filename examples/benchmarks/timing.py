@@ -1,8 +1,10 @@
-"""Timing calls side by side, which the benchmarks of this folder share."""
+"""Timing calls side by side, and tables of the times, which the benchmarks of this folder share."""
 
+import csv
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -44,3 +46,11 @@ def print_table(rows: Iterable[dict]) -> None:
         print(
             "| " + " | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()) + " |", flush=True
         )
+
+
+def write_csv(rows: list[dict], file: Path) -> None:
+    """Rows as a table of comma-separated values, headed by the keys of the first."""
+    with file.open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.DictWriter(lines, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)

@@ -15,6 +15,7 @@ import time
 import keras
 import tensorflow as tf
 from arguments import make_parser, parse
+from steps import layer_step, sum_of_squares
 from timing import interleave, print_table
 
 from tf_moe.layers import LSTM, SparseMoE
@@ -39,24 +40,11 @@ def products_step(shapes: list[tuple[int, int, int]]):
     return lambda *_: step(operands)
 
 
-def layer_step(layer, shape, loss):
-    """Forward and backward pass of one layer under `loss(targets, outputs)`, on new inputs."""
+def part_step(layer, shape, loss=sum_of_squares):
+    """A step of one layer on new inputs."""
     layer.build(shape)
-    weights = [w.value for w in layer.trainable_weights]
-
-    @tf.function
-    def step(x, targets):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            total = loss(targets, layer(x, training=True))
-            total += tf.add_n(layer.losses) if layer.losses else 0.0
-        return total, tape.gradient(total, [x, *weights])
-
+    step = layer_step(layer, loss)
     return lambda _, targets: step(tf.random.normal(shape), tf.constant(targets))
-
-
-def sum_of_squares(_, outputs):
-    return tf.reduce_sum(outputs**2)
 
 
 def optimizer_step(optimizer, weights):
@@ -82,9 +70,9 @@ def measure(options):
     moe = [(rows, width, options.hidden), (rows, options.hidden, width), *[(tokens, width, options.experts)] * 2]
     softmax = [(tokens, width, options.vocabulary)]
     parts = {
-        "an LSTM": (layer_step(LSTM(width, return_sequences=True), shape, sum_of_squares), lstm),
-        "mixture of experts": (layer_step(make_moe(), shape, sum_of_squares), moe),
-        "softmax and loss": (layer_step(keras.layers.Dense(options.vocabulary), shape, LOSS), softmax),
+        "an LSTM": (part_step(LSTM(width, return_sequences=True), shape), lstm),
+        "mixture of experts": (part_step(make_moe(), shape), moe),
+        "softmax and loss": (part_step(keras.layers.Dense(options.vocabulary), shape, LOSS), softmax),
         "optimizer": (optimizer_step(optimizer, model.trainable_variables), None),
         "whole model": (model.train_on_batch, [*lstm, *lstm, *moe, *softmax]),
     }
