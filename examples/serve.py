@@ -130,6 +130,7 @@ def show_translations(served, options) -> None:
     print_times(seconds, len(options.text), "lines")
 
 
+# As in common.py, which imports tf_moe.
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:

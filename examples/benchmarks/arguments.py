@@ -12,6 +12,7 @@ def make_parser(doc: str, **numbers: int | list[int]) -> argparse.ArgumentParser
     return parser
 
 
+# As in examples/common.py, which no program of this folder finds: it looks in its own.
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:

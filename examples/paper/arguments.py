@@ -63,6 +63,7 @@ def parse_arguments(arguments: Sequence[str] | None = None, description: str | N
     return options
 
 
+# `positive` and `share` are as in examples/common.py, which no program of this folder finds: it looks in its own.
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:

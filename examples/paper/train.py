@@ -81,6 +81,7 @@ def make_optimizer(options, weight_decay: float, has_experts: bool) -> keras.opt
 
     def schedule():
         steps = total_steps(options)
+        # As `warmup_cosine` in examples/common.py, which no program of this folder finds: it looks in its own.
         warmup = max(1, steps // 20)
         return keras.optimizers.schedules.CosineDecay(
             0.0, max(1, steps - warmup), alpha=0.02, warmup_target=options.rate, warmup_steps=warmup
