@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -13,9 +12,8 @@ import keras
 from absl.testing import parameterized
 
 from tests.distribute.resuming import EPOCHS, STEPS, Interrupt, ResumeTestCase
+from tests.processes import environment, write_script
 from tf_moe.distribute import Resume, save_sharded
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 # What processes that are killed and the test itself run: noise in gate and dropout, shuffled data, a moving loss scale.
 PROGRAM = f"""
@@ -69,14 +67,13 @@ train(Kill(number, batches), resume)
 class SignalsTest(ResumeTestCase):
     def test_killed(self):
         """In a process of its own: at once, or with the time to save."""
-        program = self.directory.with_suffix(".py")
-        program.write_text(PROGRAM + KILLED)
+        program = write_script(self, PROGRAM + KILLED)
         batches = int(self.rng.integers(3, STEPS * EPOCHS))
         signals = (signal.SIGKILL, signal.SIGTERM)
         runs = [
             subprocess.Popen(
                 [sys.executable, program, self.directory / number.name, str(int(number)), str(batches)],
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env=environment(),
                 stderr=subprocess.PIPE,
                 text=True,
             )
