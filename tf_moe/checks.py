@@ -86,6 +86,18 @@ def fraction(name: str, value: Any) -> float:
     return number(name, value, "a number from 0 to 1", lambda x: 0 <= x <= 1)
 
 
+def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
+    """The value; raises ValueError unless it is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}. Received: {name}={value!r}.")
+    return value
+
+
+def activation(name: str, value: Any) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The activation function of this name or config, or the value itself; raises ValueError for an unknown one."""
+    return keras.activations.get(value)
+
+
 def boolean(name: str, value: Any) -> bool:
     """The value; raises ValueError unless it is True or False. A word such as "no" would count as True."""
     if not isinstance(value, bool):
@@ -101,6 +113,33 @@ def not_fixed(layer: keras.layers.Layer, name: str, value: Any, fixed: set[str])
             f"{layer.name!r}. Make another layer: {type(layer).__name__}.from_config("
             f"{{**layer.get_config(), {name!r}: ...}})."
         )
+
+
+class Checked:
+    """An attribute of a layer that is checked whenever it is set: a wrong one would be saved, and not load again.
+
+    Args:
+        check: Returns what to keep, or raises ValueError: `check(name, value, *arguments)`.
+        *arguments: Further arguments of it.
+    """
+
+    def __init__(self, check: Callable[..., Any], *arguments: Any):
+        self.check = check
+        self.arguments = arguments
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, layer, owner=None):
+        if layer is None:
+            return self
+        try:
+            return vars(layer)[self.name]
+        except KeyError:
+            raise AttributeError(f"{type(layer).__name__} has no {self.name} yet.") from None
+
+    def __set__(self, layer, value):
+        vars(layer)[self.name] = self.check(self.name, value, *self.arguments)
 
 
 def training(value: Any) -> bool:

@@ -95,3 +95,20 @@ class GatesTest(BadInput):
         ):
             gate(zeros(2, 3))
             self.check(lambda gate=gate: gate(zeros(2, 5)), ValueError, r"axis -1.* value 3.*\(2, 5\)")
+
+    @parameterized.parameters(
+        (lambda: NoisyTopK(4, 2), "normalize", "none"),
+        (lambda: NoisyTopK(4, 2), "z_loss_weight", -1),
+        (lambda: Hierarchical((2, 2), (1, 1)), "normalize", None),
+        (lambda: Hierarchical((2, 2), (1, 1)), "z_loss_weight", "1"),
+        (lambda: Switch(4), "aux_loss_weight", -0.5),
+        (lambda: Switch(4), "jitter", 1),
+        (lambda: Sinkhorn(4, 1), "iterations", 0),
+        (lambda: BiasBalanced(4, 2), "bias_rate", -1),
+    )
+    def test_what_is_set_later(self, make, name, value):
+        """A layer with the gate would be saved, and the file would not load."""
+        gate = make()
+        before = getattr(gate, name)
+        self.check(lambda: setattr(gate, name, value), ValueError, f"{name}={value!r}")
+        self.assertEqual(getattr(gate, name), before)

@@ -4,7 +4,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 
 from tests.bad_input.base import NAN, BadInput, zeros
-from tf_moe.layers import LSTM, SampledSoftmax, SampledSoftmaxLoss
+from tf_moe.layers import LSTM, Attention, AttentiveLSTM, SampledSoftmax, SampledSoftmaxLoss
 
 
 def sampled_loss(targets, training=True):
@@ -40,6 +40,35 @@ class SampledSoftmaxTest(BadInput):
         layer = SampledSoftmax(5)
         layer(zeros(2, 3))
         self.check(lambda: layer(zeros(2, 4)), ValueError, r"axis -1.* value 3.*\(2, 4\)")
+
+
+class SetLaterTest(BadInput):
+    """What would be saved, and the file would not load; or what would be another in the file than in the layer."""
+
+    @parameterized.parameters(
+        (lambda: SampledSoftmax(5), "num_sampled", 0),
+        (lambda: SampledSoftmax(5), "sampling", "zipf"),
+        (lambda: LSTM(4), "use_cudnn", "yes"),
+        (lambda: LSTM(4, projection=2), "use_cudnn", True),
+    )
+    def test_wrong_values(self, make, name, value):
+        layer = make()
+        before = getattr(layer, name)
+        self.check(lambda: setattr(layer, name, value), ValueError, f"{name}={value!r}")
+        self.assertEqual(getattr(layer, name), before)
+
+    @parameterized.parameters(
+        (lambda: SampledSoftmax(5), "vocabulary_size", 6),
+        (lambda: SampledSoftmax(5), "seed", 1),
+        (lambda: Attention(4), "units", 5),
+        (lambda: Attention(4), "score", "additive"),
+        (lambda: AttentiveLSTM(4), "units", 5),
+        (lambda: AttentiveLSTM(4), "score", "additive"),
+    )
+    def test_what_is_fixed(self, make, name, value):
+        layer = make()
+        pattern = f"{name} of a {type(layer).__name__} is fixed.*{name}={value!r}"
+        self.check(lambda: setattr(layer, name, value), AttributeError, pattern)
 
 
 class LSTMTest(BadInput):

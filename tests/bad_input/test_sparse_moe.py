@@ -133,10 +133,19 @@ class SparseMoETest(BadInput):
         if name in ("k", "num_experts", "seed"):
             self.check(lambda: setattr(layer.gate, name, value), AttributeError, "of a NoisyTopK is fixed")
 
-    def test_capacity_set_later(self):
+    @parameterized.parameters(
+        ("capacity_factor", -1, "capacity_factor=-1"),
+        ("drop_by", "weights", "one of .*drop_by='weights'"),
+        ("importance_weight", -1.0, "importance_weight=-1.0"),
+        ("load_weight", None, "load_weight=None"),
+        ("output_activation", "no_such", "no_such"),
+    )
+    def test_what_is_set_later(self, name, value, pattern):
+        """It would be saved, and the file would not load."""
         layer = moe()
-        self.check(lambda: setattr(layer, "capacity_factor", -1), ValueError, "capacity_factor=-1")
-        self.assertIsNone(layer.capacity_factor)
+        before = getattr(layer, name)
+        self.check(lambda: setattr(layer, name, value), ValueError, pattern)
+        self.assertEqual(getattr(layer, name), before)
 
     def test_another_width_than_built_for(self):
         layer = moe()

@@ -33,6 +33,23 @@ class SavingTest(TestCase):
         layer.gate.z_loss_weight = 0.5
         self.assertEqual(SparseMoE.from_config(layer.get_config()).gate.z_loss_weight, 0.5)
 
+    def test_what_was_set_later_is_loaded(self):
+        layer = SparseMoE(4, 5, k=2, capacity_factor=0.5)
+        model = keras.Sequential([keras.Input((3,)), layer])
+        model.set_weights([self.normal(*w.shape) for w in model.get_weights()])
+        layer.drop_by, layer.importance_weight, layer.load_weight = "weight", 1, 0.25
+        layer.output_activation = "sigmoid"
+        layer.gate.z_loss_weight, layer.gate.normalize = 0.5, "all"
+        path = Path(self.get_temp_dir(), "set_later.keras")
+        model.save(path)
+        loaded = keras.models.load_model(path)
+        again = loaded.layers[-1]
+        self.assertEqual((again.drop_by, again.importance_weight, again.load_weight), ("weight", 1.0, 0.25))
+        self.assertEqual((again.gate.z_loss_weight, again.gate.normalize), (0.5, "all"))
+        x = self.normal(8, 3)
+        self.assertAllClose(loaded(x), model(x))
+        self.assertAllInRange(model(x), 0.0, 1.0)
+
     def test_a_capacity_set_later(self):
         layer = SparseMoE(4, k=2, expert=lambda: keras.layers.Dense(3))
         self.assertFalse(layer.supports_jit)

@@ -58,6 +58,7 @@ class BiasBalanced(LinearGate):
     """
 
     balance_weight = 0.0
+    bias_rate = checks.Checked(checks.at_least_zero)
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class BiasBalanced(LinearGate):
         **kwargs,
     ):
         super().__init__(num_experts, k, kernel_initializer, seed, z_loss_weight, **kwargs)
-        self.bias_rate = checks.at_least_zero("bias_rate", bias_rate)
+        self.bias_rate = bias_rate
 
     def build(self, input_shape):
         super().build(input_shape)

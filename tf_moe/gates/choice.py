@@ -15,18 +15,11 @@ from tf_moe.ops.noisy_top_k import noisy_top_k
 from tf_moe.ops.ties import code_tokens, top_k_spread
 from tf_moe.ops.xla import compiled_by_xla
 
-NORMALIZE = ("chosen", "all")
+NORMALIZE = ("chosen", "all")  # over which experts weights are a softmax
 
 # Number of experts from which it takes less time to compute a second time in the backward pass than to keep matrices
 # `(T, E)`: with 256 it takes a tenth more, with 1024 a seventh less, with 4096 a fifth less, and 0.65 of the memory.
 BY_PARTS_FROM = 1024
-
-
-def check_normalize(value: str) -> str:
-    """The value; raises ValueError unless it says over which experts weights are a softmax."""
-    if value not in NORMALIZE:
-        raise ValueError(f"normalize must be one of {NORMALIZE}. Received: normalize={value!r}.")
-    return value
 
 
 def by_parts(num_experts: int, k: int, normalize: str) -> bool:

@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.gates.choice import check_normalize, choose, choose_by_kernels, choose_with_noise
+from tf_moe.gates.choice import NORMALIZE, choose, choose_by_kernels, choose_with_noise
 from tf_moe.gates.gate import Gate, check_levels
 from tf_moe.gates.routing import Routing, count_by_expert
 from tf_moe.initializers import Initializer, PerExpert
@@ -52,6 +52,8 @@ class Hierarchical(Gate):
     """
 
     can_be_several = True
+    z_loss_weight = checks.Checked(checks.at_least_zero)
+    normalize = checks.Checked(checks.one_of, NORMALIZE)
 
     def __init__(
         self,
@@ -69,8 +71,8 @@ class Hierarchical(Gate):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.noise_kernel_initializer = keras.initializers.get(noise_kernel_initializer)
         self.noisy = checks.boolean("noisy", noisy)
-        self.z_loss_weight = checks.at_least_zero("z_loss_weight", z_loss_weight)
-        self.normalize = check_normalize(normalize)
+        self.z_loss_weight = z_loss_weight
+        self.normalize = normalize
 
     def build(self, input_shape):
         width, (groups, experts) = input_shape[-1], self.num_experts

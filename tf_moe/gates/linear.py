@@ -50,6 +50,7 @@ class LinearGate(Gate):
     """
 
     can_be_several = True
+    z_loss_weight = checks.Checked(checks.at_least_zero)
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class LinearGate(Gate):
     ):
         super().__init__(*check_choice(num_experts, k), seed=seed, **kwargs)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.z_loss_weight = checks.at_least_zero("z_loss_weight", z_loss_weight)
+        self.z_loss_weight = z_loss_weight
 
     def build(self, input_shape):
         shape = (input_shape[-1], self.num_experts)

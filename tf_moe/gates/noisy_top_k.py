@@ -3,7 +3,7 @@
 import keras
 
 from tf_moe import checks
-from tf_moe.gates.choice import check_normalize, choose_by_kernels
+from tf_moe.gates.choice import NORMALIZE, choose_by_kernels
 from tf_moe.gates.linear import LinearGate
 from tf_moe.gates.routing import Routing, count_by_expert
 from tf_moe.initializers import Initializer
@@ -49,6 +49,8 @@ class NoisyTopK(LinearGate):
     Reference: section 2.1 and appendix A of Shazeer et al. (2017).
     """
 
+    normalize = checks.Checked(checks.one_of, NORMALIZE)
+
     def __init__(
         self,
         num_experts: int,
@@ -64,7 +66,7 @@ class NoisyTopK(LinearGate):
         super().__init__(num_experts, k, kernel_initializer, seed, z_loss_weight, **kwargs)
         self.noise_kernel_initializer = keras.initializers.get(noise_kernel_initializer)
         self.noisy = checks.boolean("noisy", noisy)
-        self.normalize = check_normalize(normalize)
+        self.normalize = normalize
 
     def build(self, input_shape):
         super().build(input_shape)

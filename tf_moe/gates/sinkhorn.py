@@ -59,6 +59,7 @@ class Sinkhorn(LinearGate):
     """
 
     balance_weight = 0.0
+    iterations = checks.Checked(checks.integer)
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class Sinkhorn(LinearGate):
         **kwargs,
     ):
         super().__init__(num_experts, k, kernel_initializer, seed, z_loss_weight, **kwargs)
-        self.iterations = checks.integer("iterations", iterations)
+        self.iterations = iterations
 
     def call(self, inputs, mask=None, training=False, gate_id=None) -> Routing:
         logits = self.logits(inputs, gate_id)

@@ -56,6 +56,8 @@ class Switch(LinearGate):
 
     balance_weight = 0.0
     chooses_k = False
+    aux_loss_weight = checks.Checked(checks.at_least_zero)
+    jitter = checks.Checked(checks.share)
 
     def __init__(
         self,
@@ -70,8 +72,8 @@ class Switch(LinearGate):
     ):
         k = check_fixed(k, 1, "with Switch gating a token has one expert")
         super().__init__(num_experts, k, kernel_initializer, seed, z_loss_weight, **kwargs)
-        self.aux_loss_weight = checks.at_least_zero("aux_loss_weight", aux_loss_weight)
-        self.jitter = checks.share("jitter", jitter)
+        self.aux_loss_weight = aux_loss_weight
+        self.jitter = jitter
 
     def call(self, inputs, mask=None, training=False, gate_id=None) -> Routing:
         logits = self.logits(self._jittered(inputs) if training and self.jitter else inputs, gate_id)

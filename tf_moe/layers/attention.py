@@ -8,6 +8,9 @@ from tf_moe.initializers import Initializer, of_stream
 
 SCORES = ("product", "additive")
 
+# Set afterwards, a copy or a file would have it, but not the weights, or not the layer that this one is part of.
+_FIXED = {"units", "score", "kernel_initializer"}
+
 
 @keras.saving.register_keras_serializable(package="tf_moe")
 class Attention(keras.layers.Layer):
@@ -65,12 +68,15 @@ class Attention(keras.layers.Layer):
         self, units: int, score: str = "product", kernel_initializer: Initializer = "glorot_uniform", **kwargs
     ):
         super().__init__(**kwargs)
-        if score not in SCORES:
-            raise ValueError(f"score must be one of {SCORES}. Received: score={score!r}.")
+        self.score = checks.one_of("score", score, SCORES)
         self.units = checks.integer("units", units)
-        self.score = score
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.supports_masking = True
+        self.is_made = True
+
+    def __setattr__(self, name, value):
+        checks.not_fixed(self, name, value, _FIXED)
+        super().__setattr__(name, value)
 
     def build(self, queries_shape, source_shape):
         for name, shape in (("queries", queries_shape), ("source", source_shape)):

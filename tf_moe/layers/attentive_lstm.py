@@ -14,6 +14,9 @@ from tf_moe.recurrence.buffers import buffers_for
 from tf_moe.recurrence.lstm_gates import lstm_gates_for
 from tf_moe.recurrence.steps import rows_of_zeros, scan_steps
 
+# What the cell and the attention are made of: set afterwards, a copy or a file would have it, but not these.
+_FIXED = {"units", "projection", "attention_units", "score"}
+
 
 class AttentiveState(NamedTuple):
     """What one step leaves for the next.
@@ -99,6 +102,11 @@ class AttentiveLSTM(keras.layers.Layer):
         self.attention_units, self.score = attention_units, self.attention.score
         self._frozen = ()  # names of parts that a config says are not trainable
         self.supports_masking = True
+        self.is_made = True
+
+    def __setattr__(self, name, value):
+        checks.not_fixed(self, name, value, _FIXED)
+        super().__setattr__(name, value)
 
     def build(self, inputs_shape, source_shape):
         checks.sequences("inputs", inputs_shape)

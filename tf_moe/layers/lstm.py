@@ -78,13 +78,6 @@ class LSTM(keras.layers.LSTM):
         use_cudnn: bool | str = "auto",
         **kwargs,
     ):
-        if use_cudnn != "auto" and not isinstance(use_cudnn, bool):
-            raise ValueError(f"use_cudnn must be 'auto', True or False. Received: use_cudnn={use_cudnn!r}.")
-        if use_cudnn is True and projection is not None:
-            raise ValueError(
-                f"cuDNN's LSTM has no projection here. Received: projection={projection}, use_cudnn=True. "
-                "Pass use_cudnn='auto' or False."
-            )
         cell = LSTMCell(
             units,
             projection,
@@ -100,8 +93,23 @@ class LSTM(keras.layers.LSTM):
         keras.layers.RNN.__init__(self, cell, **kwargs)
         self.input_spec = keras.layers.InputSpec(ndim=3)
         self.use_cudnn = use_cudnn
-        # cuDNN's operations are not XLA's.
-        self.supports_jit = not self._uses_cudnn()
+
+    @property
+    def use_cudnn(self) -> bool | str:
+        """Whether to run on cuDNN; may be set, for what is traced afterwards."""
+        return self._use_cudnn
+
+    @use_cudnn.setter
+    def use_cudnn(self, value: bool | str):
+        if value != "auto" and not isinstance(value, bool):
+            raise ValueError(f"use_cudnn must be 'auto', True or False. Received: use_cudnn={value!r}.")
+        if value is True and self.projection is not None:
+            raise ValueError(
+                f"cuDNN's LSTM has no projection here. Received: projection={self.projection}, use_cudnn=True. "
+                "Pass use_cudnn='auto' or False."
+            )
+        self._use_cudnn = value
+        self.supports_jit = not self._uses_cudnn()  # cuDNN's operations are not XLA's
 
     def build(self, sequences_shape, initial_state_shape=None):
         super().build(sequences_shape, initial_state_shape)

@@ -12,6 +12,9 @@ from tf_moe.initializers import Initializer
 from tf_moe.mesh.noise import common_seed, uniform
 from tf_moe.mesh.shards import computed_where, current_shards
 
+# Set afterwards, a copy or a file would have it, but not the weights, or what draws the sample.
+_FIXED = {"vocabulary_size", "kernel_initializer", "bias_initializer", "seed"}
+
 # The attributes of its output by which the loss knows the layer, and a metric the losses.
 _LAYER, _LOSSES = "_tf_moe_sampled_softmax", "_tf_moe_sampled_losses"
 # The output whose loss is being computed: another one in each thread, and nothing for a model to save.
@@ -61,6 +64,9 @@ class SampledSoftmax(keras.layers.Layer):
     nets by importance sampling; Jozefowicz et al. (2016), section 3.1.
     """
 
+    num_sampled = checks.Checked(checks.integer)
+    sampling = checks.Checked(checks.one_of, ("log_uniform", "uniform"))
+
     def __init__(
         self,
         vocabulary_size: int,
@@ -73,17 +79,20 @@ class SampledSoftmax(keras.layers.Layer):
     ):
         kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
-        if sampling not in ("log_uniform", "uniform"):
-            raise ValueError(f'sampling must be "log_uniform" or "uniform". Received: sampling={sampling!r}.')
-        self.vocabulary_size = checks.integer("vocabulary_size", vocabulary_size)
-        self.num_sampled = checks.integer("num_sampled", num_sampled)
         self.sampling = sampling
+        self.vocabulary_size = checks.integer("vocabulary_size", vocabulary_size)
+        self.num_sampled = num_sampled
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.seed = checks.seed(seed)
         self.seed_generator = keras.random.SeedGenerator(self.seed)
         self.input_spec = keras.layers.InputSpec(min_ndim=1)
         self.supports_masking = True
+        self.is_made = True
+
+    def __setattr__(self, name, value):
+        checks.not_fixed(self, name, value, _FIXED)
+        super().__setattr__(name, value)
 
     def build(self, input_shape):
         shape = (self.vocabulary_size, input_shape[-1])

@@ -7,8 +7,7 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks, gates
-from tf_moe.dispatch import Plan
-from tf_moe.dispatch.capacity import check_drop_by
+from tf_moe.dispatch import DROP_BY, Plan
 from tf_moe.dispatch.make_plan import make_plan
 from tf_moe.experts.policies import policy_with_parts
 from tf_moe.experts.shared import shared_expert
@@ -145,6 +144,11 @@ class SparseMoE(keras.layers.Layer):
     sections 2 to 4 and appendices A, B, F (https://arxiv.org/abs/1701.06538).
     """
 
+    importance_weight = checks.Checked(checks.at_least_zero)
+    load_weight = checks.Checked(checks.at_least_zero)
+    output_activation = checks.Checked(checks.activation)
+    drop_by = checks.Checked(checks.one_of, DROP_BY)
+
     def __init__(
         self,
         num_experts: int | tuple[int, int],
@@ -184,16 +188,11 @@ class SparseMoE(keras.layers.Layer):
         if expert is None:
             hint = ", the width of the experts' hidden layer"
             self.expert_hidden = checks.integer("expert_hidden", expert_hidden, hint=hint)
-        if importance_weight is None:
-            importance_weight = self.gate.balance_weight
-        if load_weight is None:
-            load_weight = self.gate.balance_weight
-        self.importance_weight = checks.at_least_zero("importance_weight", importance_weight)
-        self.load_weight = checks.at_least_zero("load_weight", load_weight)
-        check_drop_by(drop_by)
+        self.importance_weight = self.gate.balance_weight if importance_weight is None else importance_weight
+        self.load_weight = self.gate.balance_weight if load_weight is None else load_weight
         self.drop_by = drop_by
         self.activation = keras.activations.get(activation)
-        self.output_activation = keras.activations.get(output_activation)
+        self.output_activation = output_activation
         self.use_bias = checks.boolean("use_bias", use_bias)
         self.expert = expert
         self.capacity_factor = capacity_factor
