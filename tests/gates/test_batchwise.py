@@ -3,7 +3,7 @@ import tensorflow as tf
 
 from tests import references
 from tests.base import TestCase
-from tf_moe.gates.batchwise import batchwise_choice, every_choice, routing_of
+from tf_moe.gates.batchwise import batchwise_choice
 
 
 class BatchwiseChoiceTest(TestCase):
@@ -43,30 +43,3 @@ class BatchwiseChoiceTest(TestCase):
             tape.watch(scores)
             y = tf.reduce_sum(tf.cast(batchwise_choice(scores, 1), tf.float32))
         self.assertIsNone(tape.gradient(y, scores))
-
-
-class RoutingOfTest(TestCase):
-    # Token 0 meets experts 2 and 0, token 1 none, token 2 expert 1.
-    GATES = np.array([[0.3, 0, 0.7], [0, 0, 0], [0, 0.2, 0]], "float32")
-
-    def test_as_many_choices_as_the_busiest_token_has(self):
-        routing = routing_of(tf.constant(self.GATES), loss=0.5)
-        self.assertAllEqual(routing.expert_index[:, 0], [2, 0, 1])
-        self.assertAllClose(routing.combine_weights, [[0.7, 0.3], [0, 0], [0.2, 0]])
-        self.assertAllClose(routing.importance, [0.3, 0.2, 0.7])
-        self.assertAllEqual(routing.load, [1, 1, 1])
-        self.assertEqual(routing.loss, 0.5)
-
-    def test_one_place_where_nothing_is_chosen(self):
-        self.assertAllEqual(routing_of(tf.zeros([2, 3])).combine_weights, np.zeros((2, 1)))
-        self.assertEqual(routing_of(tf.zeros([0, 3])).combine_weights.shape, (0, 1))
-
-    def test_static_under_xla(self):
-        routing = tf.function(lambda x: routing_of(x)[:2], jit_compile=True)(tf.constant(self.GATES))
-        self.assertAllEqual(routing[0], np.tile([0, 1, 2], (3, 1)))
-        self.assertAllEqual(routing[1], self.GATES)
-
-    def test_every_choice(self):
-        index, weights = every_choice(tf.constant(self.GATES))
-        self.assertAllEqual(index, np.tile([0, 1, 2], (3, 1)))
-        self.assertAllEqual(weights, self.GATES)

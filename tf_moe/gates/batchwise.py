@@ -1,9 +1,7 @@
-"""Tokens chosen by experts, and the Routing of any number of choices for a token, shared by several gates."""
+"""Tokens chosen by experts over the whole batch, shared by several gates."""
 
 import tensorflow as tf
 
-from tf_moe.gates.routing import Routing
-from tf_moe.losses import importance
 from tf_moe.mesh.shards import EXPERT, current_shards
 from tf_moe.ops.xla import compiled_by_xla
 
@@ -54,22 +52,3 @@ def batchwise_choice(scores: tf.Tensor, k: int, mask: tf.Tensor | None = None) -
     token = tf.gather(turn, best, batch_dims=1)
     expert = tf.zeros_like(token) + tf.expand_dims(tf.range(num_experts), 1)
     return tf.scatter_nd(tf.stack([token, expert], axis=-1), tf.ones_like(token, tf.bool), [size, num_experts])
-
-
-def routing_of(gates: tf.Tensor, loss: tf.Tensor | float = 0.0, keep_all: bool = False) -> Routing:
-    """The `Routing` of gate values `(T, E)`, zero where an expert is not chosen.
-
-    It has K choices, the most that a token has in this step; E with `keep_all`, or where shapes must be static.
-    """
-    load = tf.reduce_sum(tf.cast(tf.stop_gradient(gates) > 0, tf.float32), axis=0)
-    if keep_all or compiled_by_xla() or current_shards():
-        index, weights = every_choice(gates)
-    else:
-        most = tf.reduce_max(tf.math.count_nonzero(gates, axis=-1, dtype=tf.int32), axis=0)
-        weights, index = tf.math.top_k(gates, tf.maximum(1, most))
-    return Routing(index, weights, None, importance(gates), load, loss)
-
-
-def every_choice(gates: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Experts and weights `(T, E)` of gate values `(T, E)`, all of them in order; those that are zero are none."""
-    return tf.zeros_like(gates, tf.int32) + tf.expand_dims(tf.range(gates.shape[-1]), 0), gates

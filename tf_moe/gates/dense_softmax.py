@@ -4,10 +4,9 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.gates.batchwise import routing_of
 from tf_moe.gates.gate import mask_rows
 from tf_moe.gates.linear import LinearGate, check_fixed
-from tf_moe.gates.routing import Routing
+from tf_moe.gates.routing import Routing, routing_of_gates
 from tf_moe.initializers import Initializer
 
 
@@ -61,4 +60,4 @@ class DenseSoftmax(LinearGate):
     def call(self, inputs, mask=None, training=False, gate_id=None) -> Routing:
         logits = self.logits(inputs, gate_id)
         gates = mask_rows(tf.nn.softmax(logits, axis=-1), mask)
-        return routing_of(gates, self.weighted_z_loss(logits, mask, training), keep_all=True)
+        return routing_of_gates(gates, self.weighted_z_loss(logits, mask, training), keep_all=True)

@@ -3,10 +3,10 @@
 import keras
 import tensorflow as tf
 
-from tf_moe.gates.batchwise import batchwise_choice, routing_of
+from tf_moe.gates.batchwise import batchwise_choice
 from tf_moe.gates.gate import mask_rows
 from tf_moe.gates.linear import LinearGate
-from tf_moe.gates.routing import Routing
+from tf_moe.gates.routing import Routing, routing_of_gates
 
 
 @keras.saving.register_keras_serializable(package="tf_moe")
@@ -59,4 +59,4 @@ class ExpertChoice(LinearGate):
         scores = tf.nn.softmax(logits, axis=-1)
         chosen = batchwise_choice(scores, self.k, mask)
         gates = mask_rows(scores * tf.cast(chosen, tf.float32), mask)
-        return routing_of(gates, self.weighted_z_loss(logits, mask, training))
+        return routing_of_gates(gates, self.weighted_z_loss(logits, mask, training))

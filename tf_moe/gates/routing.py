@@ -4,8 +4,11 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tf_moe import losses
+from tf_moe.mesh.shards import current_shards
 from tf_moe.ops.chosen import add_at
 from tf_moe.ops.sums import sum_by_group
+from tf_moe.ops.xla import compiled_by_xla
 
 # Above this many experts the (T, E) matrix of gate values is not made for inspection.
 LARGEST_DENSE = 4096
@@ -45,10 +48,29 @@ class Routing(NamedTuple):
 def routing_of_choices(
     expert_index: tf.Tensor, combine_weights: tf.Tensor, num_experts: int, loss: tf.Tensor | float = 0.0
 ) -> Routing:
-    """The `Routing` of choices `(T, K)` with their weights, of which the load is the number."""
+    """The `Routing` of K choices for each token, experts and weights `(T, K)`; the load is their number."""
     importance = sum_by_group(combine_weights, expert_index, num_experts)
     load = count_by_expert(combine_weights, expert_index, num_experts)
     return Routing(expert_index, combine_weights, None, importance, load, loss)
+
+
+def routing_of_gates(gates: tf.Tensor, loss: tf.Tensor | float = 0.0, keep_all: bool = False) -> Routing:
+    """The `Routing` of a matrix of gate values `(T, E)`, where each token may have another number of experts.
+
+    K is the most that a token has in this step; E with `keep_all`, or where shapes must be static.
+
+    Args:
+        gates: `(T, E)`, zero where an expert is not chosen.
+        loss: The gate's own losses.
+        keep_all: Whether every expert is a choice of every token, in order; those with zero weight are none.
+    """
+    load = tf.reduce_sum(tf.cast(tf.stop_gradient(gates) > 0, tf.float32), axis=0)
+    if keep_all or compiled_by_xla() or current_shards():
+        index, weights = tf.zeros_like(gates, tf.int32) + tf.expand_dims(tf.range(gates.shape[-1]), 0), gates
+    else:
+        most = tf.reduce_max(tf.math.count_nonzero(gates, axis=-1, dtype=tf.int32), axis=0)
+        weights, index = tf.math.top_k(gates, tf.maximum(1, most))
+    return Routing(index, weights, None, losses.importance(gates), load, loss)
 
 
 def count_by_expert(combine_weights: tf.Tensor, expert_index: tf.Tensor, num_experts: int) -> tf.Tensor:

@@ -3,10 +3,10 @@
 import keras
 import tensorflow as tf
 
-from tf_moe.gates.batchwise import batchwise_choice, routing_of
+from tf_moe.gates.batchwise import batchwise_choice
 from tf_moe.gates.gate import mask_rows
 from tf_moe.gates.linear import LinearGate
-from tf_moe.gates.routing import Routing
+from tf_moe.gates.routing import Routing, routing_of_gates
 from tf_moe.losses import threshold_loss
 
 
@@ -70,4 +70,4 @@ class StrictlyBalanced(LinearGate):
             # S M over its sum is the softmax of what is chosen, which is right where all of S that is chosen is 0.
             scores = tf.nn.softmax(tf.where(chosen, logits, logits.dtype.min), axis=-1)
         gates = mask_rows(scores * tf.cast(chosen, tf.float32), mask)
-        return routing_of(gates, loss)
+        return routing_of_gates(gates, loss)
