@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tests.base import TestCase
 from tf_moe.gates import Gate, Hash, NoisyTopK
-from tf_moe.gates.gate import check_choice, mask_rows
+from tf_moe.gates.gate import mask_rows
 from tf_moe.gates.ids import attach_mask
 
 
@@ -75,18 +75,6 @@ class GateTest(TestCase):
         ):
             with self.assertRaisesRegex(ValueError, pattern):
                 call()
-
-
-class CheckChoiceTest(TestCase):
-    def test_messages(self):
-        check_choice(1, 1)
-        check_choice(4, 4)
-        with self.assertRaisesRegex(ValueError, r"num_experts must be a positive integer. Received: num_experts=0\."):
-            check_choice(0, 1)
-        with self.assertRaisesRegex(ValueError, r"k must be a positive integer. Received: k=True\."):
-            check_choice(4, True)
-        with self.assertRaisesRegex(ValueError, r"Received: k=5, groups=4. Pass k<=4"):
-            check_choice(4, 5, "groups")
 
 
 class MaskRowsTest(TestCase):

@@ -2,7 +2,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.base import TestCase
-from tf_moe.gates.linear import LinearGate, check_fixed
+from tf_moe.gates.linear import LinearGate
 
 
 class LinearGateTest(TestCase):
@@ -29,10 +29,3 @@ class LinearGateTest(TestCase):
         self.assertAllClose(gate.weighted_z_loss(logits, np.array([False, True]), True), np.log(4) ** 2 / 2)
         self.assertEqual(gate.weighted_z_loss(logits, None, False), 0.0)
         self.assertEqual(LinearGate(4, 2).weighted_z_loss(logits, None, True), 0.0)
-
-    def test_check_fixed(self):
-        for k in (None, 3, np.int64(3)):
-            self.assertEqual(check_fixed(k, 3, "so it is"), 3)
-        for k, message in ((2, "k must be 3, or None: so it is. Received: k=2"), (True, "k=True"), (3.0, r"k=3\.0")):
-            with self.assertRaisesRegex(ValueError, message):
-                check_fixed(k, 3, "so it is")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from tf_moe import checks
-from tf_moe.gates.gate import check_numbers
+from tf_moe.gates.numbers import check_numbers
 from tf_moe.ops.grouped_mesh import sizes
 
 __all__ = ["StepCost", "format_costs", "step_cost"]

@@ -11,11 +11,12 @@ import keras
 from tf_moe.gates.bias_balanced import BiasBalanced
 from tf_moe.gates.dense_softmax import DenseSoftmax
 from tf_moe.gates.expert_choice import ExpertChoice
-from tf_moe.gates.gate import Gate, plain
+from tf_moe.gates.gate import Gate
 from tf_moe.gates.hash import Hash
 from tf_moe.gates.hierarchical import Hierarchical
 from tf_moe.gates.linear import LinearGate
 from tf_moe.gates.noisy_top_k import NoisyTopK
+from tf_moe.gates.numbers import plain
 from tf_moe.gates.routing import Routing
 from tf_moe.gates.sinkhorn import Sinkhorn
 from tf_moe.gates.strictly_balanced import StrictlyBalanced

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tf_moe.gates.gate import mask_rows, sum_over_tokens
+from tf_moe.gates.gate import mask_rows
 from tf_moe.gates.several import products
 from tf_moe.mesh.noise import Noise
 from tf_moe.mesh.shards import current_shards
@@ -92,7 +92,7 @@ def choose_noisy(
     if not parts or current_shards() or compiled_by_xla():  # XLA merges the passes by itself
         drawn = noise.whole(tf.shape(clean_logits))
         index, weights, probability = choose_with_noise(clean_logits, noise_logits, drawn, k, normalize)
-        return index, weights, sum_over_tokens(probability, mask)
+        return index, weights, _sum_over_tokens(probability, mask)
     index, highest, load = noisy_top_k(clean_logits, noise_logits, noise, k, mask)
     return index, tf.nn.softmax(highest, axis=-1), load
 
@@ -148,3 +148,11 @@ def softmax_of_chosen(chosen_logits: tf.Tensor, all_logits: tf.Tensor, normalize
 
 def _needs_all(k, normalize):
     return normalize == "all" or k == 1
+
+
+def _sum_over_tokens(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+    """Sum of the rows `(T, E)` of unmasked tokens, `(E,)`; the rows of masked ones must be finite too."""
+    if mask is None:
+        return tf.reduce_sum(values, axis=0)
+    # As a product, since the masked matrix would be one more of that size to write and read.
+    return tf.squeeze(tf.matmul(tf.expand_dims(tf.cast(mask, values.dtype), 0), values), 0)

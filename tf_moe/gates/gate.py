@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.gates.ids import attached_mask, spread_ids
+from tf_moe.gates.numbers import check_numbers
 from tf_moe.gates.routing import Routing
 from tf_moe.initializers import Initializer, PerExpert
 from tf_moe.mesh.noise import Noise, between_0_and_1, next_seed
@@ -202,44 +203,6 @@ class Gate(keras.layers.Layer):
         return {**config, **own}
 
 
-def plain(value):
-    """Numbers or pairs in one form, as they come from users (tuples) or from JSON (lists)."""
-    return tuple(value) if isinstance(value, (tuple, list)) else value
-
-
-def check_choice(num_experts: int, k: int, of: str = "num_experts") -> tuple[int, int]:
-    """Both numbers; raises ValueError unless k experts can be chosen out of num_experts."""
-    num_experts, k = checks.integer(of, num_experts), checks.integer("k", k)
-    if k > num_experts:
-        raise ValueError(
-            f"k cannot exceed the number of experts to choose from. Received: k={k}, {of}={num_experts}. "
-            f"Pass k<={num_experts}, or more experts."
-        )
-    return num_experts, k
-
-
-def check_numbers(
-    num_experts: int | tuple[int, int], k: int | tuple[int, int]
-) -> tuple[int | tuple[int, int], int | tuple[int, int]]:
-    """Both, for one level or two; raises ValueError unless so many can be chosen."""
-    two_levels = isinstance(num_experts, (tuple, list)) or isinstance(k, (tuple, list))
-    return (check_levels if two_levels else check_choice)(num_experts, k)
-
-
-def check_levels(num_experts: tuple[int, int], k: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Both pairs; raises ValueError unless they are pairs, and of each level so many can be chosen."""
-    for name, value in (("num_experts", num_experts), ("k", k)):
-        if not isinstance(value, (tuple, list)) or len(value) != 2:
-            raise ValueError(
-                f"{name} must be a pair for two levels, such as num_experts=(16, 256), k=(2, 2). "
-                f"Received: {name}={value!r}."
-            )
-    (groups, groups_chosen), (experts, chosen) = (
-        check_choice(num_experts[level], k[level], f"num_experts[{level}]") for level in (0, 1)
-    )
-    return (groups, experts), (groups_chosen, chosen)
-
-
 def mask_rows(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
     """Zero the rows `(T, ...)` of masked tokens."""
     if mask is None:
@@ -247,11 +210,3 @@ def mask_rows(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
     while mask.shape.rank < values.shape.rank:
         mask = tf.expand_dims(mask, -1)
     return tf.where(mask, values, tf.zeros([], values.dtype))
-
-
-def sum_over_tokens(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    """Sum of the rows `(T, E)` of unmasked tokens, `(E,)`; the rows of masked ones must be finite too."""
-    if mask is None:
-        return tf.reduce_sum(values, axis=0)
-    # As a product, since the masked matrix would be one more of that size to write and read.
-    return tf.squeeze(tf.matmul(tf.expand_dims(tf.cast(mask, values.dtype), 0), values), 0)

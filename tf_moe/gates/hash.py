@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_moe.gates.gate import Gate, check_choice, mask_rows
+from tf_moe.gates.gate import Gate, mask_rows
+from tf_moe.gates.numbers import check_choice
 from tf_moe.gates.routing import Routing, routing_of_choices
 from tf_moe.ops.ties import code_tokens
 

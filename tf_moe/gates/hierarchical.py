@@ -5,7 +5,8 @@ import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.gates.choice import NORMALIZE, choose, choose_by_kernels, choose_with_noise
-from tf_moe.gates.gate import Gate, check_levels
+from tf_moe.gates.gate import Gate
+from tf_moe.gates.numbers import check_levels
 from tf_moe.gates.routing import Routing, count_by_expert
 from tf_moe.initializers import Initializer, PerExpert
 from tf_moe.losses import z_loss

@@ -4,7 +4,8 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.gates.gate import Gate, check_choice
+from tf_moe.gates.gate import Gate
+from tf_moe.gates.numbers import check_choice
 from tf_moe.gates.several import products
 from tf_moe.initializers import Initializer
 from tf_moe.losses import z_loss
@@ -84,10 +85,3 @@ class LinearGate(Gate):
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "z_loss_weight": self.z_loss_weight,
         }
-
-
-def check_fixed(k: int | None, fixed: int, why: str) -> int:
-    """The number of experts of a gate that leaves no choice of it; raises ValueError unless k is that, or None."""
-    if k is not None and checks.integer("k", k) != fixed:
-        raise ValueError(f"k must be {fixed}, or None: {why}. Received: k={k}.")
-    return fixed
