@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.ops.chosen_probability import top_k_probability
+from tf_moe.ops.masks import mask_rows
 
 __all__ = ["cv_squared", "importance", "smooth_load", "switch_loss", "threshold_loss", "z_loss"]
 
@@ -103,12 +104,12 @@ def smooth_load(
     if mask is not None:
         mask = checks.mask(mask, clean_logits)
         # Before they meet: of a NaN the gradient would be one too, whatever the weight.
-        clean_logits, noisy_logits = _clear(clean_logits, mask), _clear(noisy_logits, mask)
-        noise_stddev = _clear(noise_stddev, mask, 1.0)
+        clean_logits, noisy_logits = mask_rows(clean_logits, mask), mask_rows(noisy_logits, mask)
+        noise_stddev = mask_rows(noise_stddev, mask, 1.0)
     highest = tf.math.top_k(noisy_logits, min(k + 1, num_experts)).values
     probability = top_k_probability(clean_logits, noisy_logits, noise_stddev, highest, k)
     if mask is not None:
-        probability = _clear(probability, mask)
+        probability = mask_rows(probability, mask)
     return tf.reduce_sum(probability, axis=0)
 
 
@@ -155,7 +156,7 @@ def threshold_loss(
         )
     if mask is not None:
         mask = checks.mask(mask, scores)
-        scores = _clear(scores, mask)
+        scores = mask_rows(scores, mask)
     above = tf.cast(scores > thresholds, tf.float32)
     loss = tf.reduce_sum((above - chosen) * (scores - thresholds), axis=-1)
     return _mean(loss, mask)
@@ -195,7 +196,7 @@ def switch_loss(load: tf.Tensor, probabilities: tf.Tensor, mask: tf.Tensor | Non
         )
     if mask is not None:
         mask = checks.mask(mask, probabilities)
-        probabilities = _clear(probabilities, mask)
+        probabilities = mask_rows(probabilities, mask)
     share = tf.math.divide_no_nan(load, tf.reduce_sum(load))
     return num_experts * _mean(tf.reduce_sum(probabilities * share, axis=-1), mask)
 
@@ -225,7 +226,7 @@ def z_loss(logits: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
     logits = tf.cast(logits, tf.float32)
     if mask is not None:
         mask = checks.mask(mask, logits)
-        logits = _clear(logits, mask)
+        logits = mask_rows(logits, mask)
     return _mean(tf.square(tf.reduce_logsumexp(logits, axis=-1)), mask)
 
 
@@ -234,11 +235,6 @@ def _num_experts(name: str, values: tf.Tensor) -> int:
     if values.shape.rank != 2 or values.shape[1] is None:
         raise ValueError(f"{name} must be (T, E) with a static E. Received: {name} of shape {values.shape}.")
     return values.shape[1]
-
-
-def _clear(values: tf.Tensor, mask: tf.Tensor, instead: float = 0.0) -> tf.Tensor:
-    """Values `(..., E)` with others where the mask `(...)` is False: there they may be NaN, and have no gradient."""
-    return tf.where(tf.expand_dims(mask, -1), values, instead)
 
 
 def _mean(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:

@@ -4,8 +4,7 @@ import tensorflow as tf
 
 from tests.base import TestCase
 from tf_moe.gates import Gate, Hash, NoisyTopK
-from tf_moe.gates.gate import mask_rows
-from tf_moe.gates.ids import attach_mask
+from tf_moe.ops.masks import attach_mask
 
 
 class GateTest(TestCase):
@@ -75,15 +74,3 @@ class GateTest(TestCase):
         ):
             with self.assertRaisesRegex(ValueError, pattern):
                 call()
-
-
-class MaskRowsTest(TestCase):
-    def test_any_rank(self):
-        mask = tf.constant([True, False, True])
-        for shape in ((3,), (3, 2), (3, 2, 4)):
-            x = self.normal(*shape)
-            x[1] = np.nan
-            expected = x.copy()
-            expected[1] = 0
-            self.assertAllEqual(mask_rows(tf.constant(x), mask), expected)
-            self.assertAllEqual(mask_rows(tf.constant(x[:1]), None), x[:1])

@@ -9,9 +9,9 @@ from absl.testing import parameterized
 
 from tests.base import TestCase
 from tests.mesh.helpers import strategy_on
-from tf_moe.gates.ids import attach_mask
 from tf_moe.layers import SampledSoftmax, SampledSoftmaxLoss
 from tf_moe.models import Perplexity, SmoothedCrossentropy
+from tf_moe.ops.masks import attach_mask
 
 
 class PerplexityTest(TestCase):

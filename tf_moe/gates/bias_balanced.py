@@ -4,11 +4,11 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.gates.gate import mask_rows
 from tf_moe.gates.linear import LinearGate
 from tf_moe.gates.routing import Routing, routing_of_choices
 from tf_moe.initializers import Initializer
 from tf_moe.ops.chosen import read_at
+from tf_moe.ops.masks import mask_rows
 from tf_moe.ops.ties import code_tokens, top_k_spread
 
 

@@ -4,11 +4,11 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.gates.gate import mask_rows
 from tf_moe.gates.linear import LinearGate
 from tf_moe.gates.numbers import check_fixed
 from tf_moe.gates.routing import Routing, routing_of_gates
 from tf_moe.initializers import Initializer
+from tf_moe.ops.masks import mask_rows
 
 
 @keras.saving.register_keras_serializable(package="tf_moe")

@@ -6,12 +6,13 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.gates.ids import attached_mask, spread_ids
+from tf_moe.gates.ids import spread_ids
 from tf_moe.gates.numbers import check_numbers
 from tf_moe.gates.routing import Routing
 from tf_moe.initializers import Initializer, PerExpert
 from tf_moe.mesh.noise import Noise, between_0_and_1, next_seed
 from tf_moe.mesh.shards import computed_where, current_shards
+from tf_moe.ops.masks import attached_mask, mask_rows
 
 # Set afterwards, a copy or a file would have it, but not what the gate was built with.
 _FIXED = {"num_experts", "k", "num_gates", "seed", "noisy", "kernel_initializer", "noise_kernel_initializer"}
@@ -201,12 +202,3 @@ class Gate(keras.layers.Layer):
         if self.can_be_several:
             own["num_gates"] = self.num_gates
         return {**config, **own}
-
-
-def mask_rows(values: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    """Zero the rows `(T, ...)` of masked tokens."""
-    if mask is None:
-        return values
-    while mask.shape.rank < values.shape.rank:
-        mask = tf.expand_dims(mask, -1)
-    return tf.where(mask, values, tf.zeros([], values.dtype))

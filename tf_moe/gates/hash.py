@@ -6,9 +6,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_moe.gates.gate import Gate, mask_rows
+from tf_moe.gates.gate import Gate
 from tf_moe.gates.numbers import check_choice
 from tf_moe.gates.routing import Routing, routing_of_choices
+from tf_moe.ops.masks import mask_rows
 from tf_moe.ops.ties import code_tokens
 
 # Numbers in a table of assignments, about: a megabyte, and rows for 65,536 ids with k = 4.

@@ -5,6 +5,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_moe.ops.spread import spread
+
 
 def check_ids(value: Any, inputs: tf.Tensor) -> tf.Tensor:
     """The ids of inputs `(..., D)`, as a tensor; both may be symbolic.
@@ -31,26 +33,3 @@ def check_ids(value: Any, inputs: tf.Tensor) -> tf.Tensor:
 def spread_ids(value: Any, inputs: tf.Tensor) -> tf.Tensor:
     """The id of every position of inputs `(..., D)`, int64 `(T,)`; see `check_ids`."""
     return spread(tf.cast(check_ids(value, inputs), tf.int64), inputs)
-
-
-def spread(values: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
-    """Values of the leading dimensions of inputs `(..., D)`, or of the first of these, for every position, `(T,)`."""
-    positions = inputs.shape[:-1]
-    while values.shape.rank < positions.rank:
-        values = tf.expand_dims(values, -1)
-    values = tf.broadcast_to(values, positions if positions.is_fully_defined() else tf.shape(inputs)[:-1])
-    return tf.reshape(values, [positions.num_elements() if positions.is_fully_defined() else -1])
-
-
-def attached_mask(inputs: Any) -> tf.Tensor | None:
-    """The mask that an embedding, say, attached to its output, or None.
-
-    Keras passes it on to layers by itself, but not where they are called with a second tensor.
-    """
-    return getattr(inputs, "_keras_mask", None)
-
-
-def attach_mask(outputs: Any, mask: tf.Tensor | None) -> None:
-    """Attach a mask, if there is one, where `attached_mask` and Keras's losses and metrics find it."""
-    if mask is not None:
-        outputs._keras_mask = mask

@@ -4,10 +4,10 @@ import keras
 import tensorflow as tf
 
 from tf_moe.gates.batchwise import batchwise_choice
-from tf_moe.gates.gate import mask_rows
 from tf_moe.gates.linear import LinearGate
 from tf_moe.gates.routing import Routing, routing_of_gates
 from tf_moe.losses import threshold_loss
+from tf_moe.ops.masks import mask_rows
 
 
 @keras.saving.register_keras_serializable(package="tf_moe")

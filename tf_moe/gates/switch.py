@@ -5,12 +5,12 @@ import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.gates.choice import choose
-from tf_moe.gates.gate import mask_rows
 from tf_moe.gates.linear import LinearGate
 from tf_moe.gates.numbers import check_fixed
 from tf_moe.gates.routing import Routing, routing_of_choices
 from tf_moe.initializers import Initializer
 from tf_moe.losses import switch_loss
+from tf_moe.ops.masks import mask_rows
 from tf_moe.ops.ties import code_tokens
 
 

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.gates.ids import spread, spread_ids
+from tf_moe.gates.ids import spread_ids
 from tf_moe.mesh.shards import Shards
+from tf_moe.ops.spread import spread
 
 
 class Positions(NamedTuple):

@@ -11,7 +11,7 @@ from tf_moe.dispatch import DROP_BY, Plan
 from tf_moe.dispatch.make_plan import make_plan
 from tf_moe.experts.policies import policy_with_parts
 from tf_moe.experts.shared import shared_expert
-from tf_moe.gates.ids import attached_mask, check_ids
+from tf_moe.gates.ids import check_ids
 from tf_moe.gates.routing import Routing, dense_gates
 from tf_moe.initializers import Initializer
 from tf_moe.layers.balance import balance_metrics, measure_balance
@@ -21,6 +21,7 @@ from tf_moe.layers.positions import Positions, flatten, restore, split_positions
 from tf_moe.layers.recording import record
 from tf_moe.losses import cv_squared
 from tf_moe.mesh.shards import computed_where, current_shards
+from tf_moe.ops.masks import attached_mask
 from tf_moe.ops.screen import Screen, screen
 
 # What the gate and the experts are made of: set afterwards, a copy or a file would have it, but not the layer.

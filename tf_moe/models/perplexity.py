@@ -5,8 +5,8 @@ import math
 import keras
 import tensorflow as tf
 
-from tf_moe.gates.ids import attach_mask, attached_mask
 from tf_moe.layers.sampled_softmax import sampled_losses
+from tf_moe.ops.masks import attach_mask, attached_mask
 
 
 @keras.saving.register_keras_serializable(package="tf_moe")

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tf_moe.ops.masks import mask_rows
+
 # A token whose features add up to more than this would overflow in float32, which the gate has under any dtype policy,
 # as soon as it meets weights.
 _LARGEST = 1e35
@@ -24,7 +26,7 @@ class Screen(NamedTuple):
 
     def clear(self, rows: tf.Tensor) -> tf.Tensor:
         """Rows `(T, D)` with zeros where a token is not valid."""
-        return tf.where(tf.expand_dims(self.valid, -1), rows, tf.zeros([], rows.dtype))
+        return mask_rows(rows, self.valid)
 
     def fill(self, rows: tf.Tensor) -> tf.Tensor:
         """Rows `(T, D)` with zeros where a token is masked, and NaN where it is non-finite."""
