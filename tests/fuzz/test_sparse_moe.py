@@ -67,7 +67,7 @@ class SparseMoETest(TestCase):
     def test_any_input(self, arguments, shape, width, scales, kernel, masked, training, form, seed):
         rng, tokens = np.random.default_rng(seed), prod(shape)
         # Noisy top-k by parts, as among many experts, or over whole matrices.
-        self.enter_context(mock.patch("tf_moe.gates.choice.BY_PARTS_FROM", 2 if rng.random() < 0.3 else 1024))
+        self.enter_context(mock.patch("tf_moe.gates.choice.ONLY_LOGITS_FROM", 2 if rng.random() < 0.3 else 1024))
         # With oneDNN or without it, and with matrices that are large.
         self.enter_context(mock.patch("tf_moe.ops.stacked_matmul.has_onednn", return_value=rng.random() < 0.5))
         self.enter_context(mock.patch("tf_moe.ops.stacked_matmul.SMALLEST_MATRIX", 1))

@@ -6,17 +6,17 @@ import tensorflow as tf
 from tests import references
 from tests.base import TestCase
 from tf_moe.gates import choice
-from tf_moe.gates.choice import choose, choose_with_noise, softmax_of_chosen
+from tf_moe.gates.choice import choose, choose_noisy_by_token, softmax_of_chosen
 from tf_moe.mesh.noise import Noise
 
 
 class ChoiceTest(TestCase):
-    def test_choose_with_noise(self):
+    def test_choose_noisy_by_token(self):
         for k in (1, 2, 4):
             clean, noise_logits, noise = self.rng.standard_normal((3, 5, 4))
             stddev = references.softplus(noise_logits)
             noisy = clean + noise * stddev
-            index, weights, probability = choose_with_noise(*np.float32((clean, noise_logits, noise)), k)
+            index, weights, probability = choose_noisy_by_token(*np.float32((clean, noise_logits, noise)), k)
             self.assertAllEqual(index, np.argsort(-noisy, axis=1)[:, :k])
             gates = np.array([references.gate_values(h, k) for h in noisy])
             self.assertAllClose(weights, np.take_along_axis(gates, index.numpy(), axis=1), rtol=1e-4, atol=1e-5)
@@ -24,7 +24,7 @@ class ChoiceTest(TestCase):
             self.assertAllClose(probability, expected, rtol=1e-4, atol=1e-4)
 
     def test_large_gates_choose_by_parts_and_find_the_same(self):
-        self.enter_context(mock.patch.object(choice, "BY_PARTS_FROM", 4))
+        self.enter_context(mock.patch.object(choice, "ONLY_LOGITS_FROM", 4))
         arguments = *map(tf.constant, self.normal(2, 7, 5)), Noise(tf.constant([1, 2]))
         mask = tf.constant([True] * 5 + [False] * 2)
         with mock.patch.object(choice, "noisy_top_k", wraps=choice.noisy_top_k) as by_parts:
@@ -37,7 +37,7 @@ class ChoiceTest(TestCase):
                 got = choice.choose_noisy(*arguments, k, normalize, mask)
                 self.assertEqual(by_parts.called, large)
                 by_parts.reset_mock()
-                with mock.patch.object(choice, "BY_PARTS_FROM", 6):
+                with mock.patch.object(choice, "ONLY_LOGITS_FROM", 6):
                     expected = choice.choose_noisy(*arguments, k, normalize, mask)
                 by_parts.assert_not_called()
                 for a, b in zip(got, expected, strict=True):

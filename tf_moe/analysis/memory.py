@@ -11,7 +11,7 @@ from tf_moe import checks
 from tf_moe.analysis.counts import leaves
 from tf_moe.dispatch import capacity_of
 from tf_moe.gates import NoisyTopK
-from tf_moe.gates.choice import by_parts
+from tf_moe.gates.choice import keeps_only_logits
 from tf_moe.layers import SparseMoE
 from tf_moe.ops.hot_groups import cheapest_places
 
@@ -123,7 +123,7 @@ def _kept_by_moe(layer: SparseMoE, tokens: int, number: int) -> int:
     hidden = 0 if layer.recompute or layer.expert is not None else layer.expert_hidden
     of_token = 2 * layer.shared_expert_hidden + 2 * width if layer.shared_expert_hidden else width
     gate = layer.gate
-    parts = isinstance(gate, NoisyTopK) and gate.noisy and by_parts(gate.num_experts, gate.k, gate.normalize)
+    parts = isinstance(gate, NoisyTopK) and gate.noisy and keeps_only_logits(gate.num_experts, gate.k, gate.normalize)
     of_token = (_OF_GATE_BY_PARTS if parts else _OF_GATE) * layer.num_logits * 4 + of_token * number
     return _rows(layer, tokens) * (2 * width + hidden) * number + tokens * of_token
 

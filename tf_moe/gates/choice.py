@@ -19,12 +19,12 @@ NORMALIZE = ("chosen", "all")  # over which experts weights are a softmax
 
 # Number of experts from which it takes less time to compute a second time in the backward pass than to keep matrices
 # `(T, E)`: with 256 it takes a tenth more, with 1024 a seventh less, with 4096 a fifth less, and 0.65 of the memory.
-BY_PARTS_FROM = 1024
+ONLY_LOGITS_FROM = 1024
 
 
-def by_parts(num_experts: int, k: int, normalize: str) -> bool:
+def keeps_only_logits(num_experts: int, k: int, normalize: str) -> bool:
     """Whether `choose_noisy` keeps no matrices `(T, E)` but its logits, outside of XLA and a mesh."""
-    return num_experts >= BY_PARTS_FROM and k < num_experts and not _needs_all(k, normalize)
+    return num_experts >= ONLY_LOGITS_FROM and k < num_experts and not _needs_all(k, normalize)
 
 
 def choose_by_kernels(
@@ -88,16 +88,16 @@ def choose_noisy(
         load: `(E,)`, the sum over the tokens of the probability of each expert to be chosen if its noise were drawn
             again.
     """
-    parts = by_parts(clean_logits.shape[-1], k, normalize)
-    if not parts or current_shards() or compiled_by_xla():  # XLA merges the passes by itself
+    only_logits = keeps_only_logits(clean_logits.shape[-1], k, normalize)
+    if not only_logits or current_shards() or compiled_by_xla():  # XLA merges the passes by itself
         drawn = noise.whole(tf.shape(clean_logits))
-        index, weights, probability = choose_with_noise(clean_logits, noise_logits, drawn, k, normalize)
+        index, weights, probability = choose_noisy_by_token(clean_logits, noise_logits, drawn, k, normalize)
         return index, weights, _sum_over_tokens(probability, mask)
     index, highest, load = noisy_top_k(clean_logits, noise_logits, noise, k, mask)
     return index, tf.nn.softmax(highest, axis=-1), load
 
 
-def choose_with_noise(
+def choose_noisy_by_token(
     clean_logits: tf.Tensor, noise_logits: tf.Tensor, noise: tf.Tensor, k: int, normalize: str = "chosen"
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """`choose_noisy` over whole matrices, with given numbers; it returns each token's part of the load.

@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.gates.choice import NORMALIZE, choose, choose_by_kernels, choose_with_noise
+from tf_moe.gates.choice import NORMALIZE, choose, choose_by_kernels, choose_noisy_by_token
 from tf_moe.gates.gate import Gate
 from tf_moe.gates.numbers import check_levels
 from tf_moe.gates.routing import Routing, count_by_expert
@@ -138,8 +138,8 @@ class Hierarchical(Gate):
 
         if noisy:
             clean_logits, noise_logits = tf.split(logits, 2, axis=-1)
-            noise = self.new_noise().whole(tf.shape(clean_logits))
-            index, weights, probability = choose_with_noise(clean_logits, noise_logits, noise, k1, self.normalize)
+            noise = self.noise(tf.shape(clean_logits))
+            index, weights, probability = choose_noisy_by_token(clean_logits, noise_logits, noise, k1, self.normalize)
             load = sum_rows_by_group(probability, tf.reshape(group, [tokens * k0]), groups)
         else:
             # Another code than the first level's, or equal tokens' ties would fall together on both levels.
