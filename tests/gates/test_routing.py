@@ -19,7 +19,7 @@ class RoutingTest(TestCase):
     def test_count_by_expert(self):
         with tf.GradientTape() as tape:
             tape.watch(WEIGHTS)
-            count = count_by_expert(WEIGHTS, INDEX, 4)
+            count = count_by_expert(INDEX, WEIGHTS, 4)
         self.assertEqual(count.dtype, tf.float32)
         self.assertAllEqual(count, [2, 0, 3, 0])
         self.assertIsNone(tape.gradient(count, WEIGHTS))

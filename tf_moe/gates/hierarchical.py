@@ -106,11 +106,11 @@ class Hierarchical(Gate):
         if noisy:
             # Load_primary(i) * Load_i(j) / |X(i)|: the sum of the second level's loads alone would give the first
             # level's gate no gradient.
-            sizes = count_by_expert(group_weights, group, self.num_experts[0])
+            sizes = count_by_expert(group, group_weights, self.num_experts[0])
             share = tf.math.divide_no_nan(expert_load, tf.expand_dims(sizes, -1))
             load = tf.reshape(tf.expand_dims(group_load, -1) * share, [total])
         else:
-            load = count_by_expert(weights, index, total)
+            load = count_by_expert(index, weights, total)
         loss = 0.0
         if training and self.z_loss_weight:
             chosen = tf.reshape(group_weights > 0, [tokens * self.k[0]])

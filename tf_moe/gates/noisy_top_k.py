@@ -82,7 +82,7 @@ class NoisyTopK(LinearGate):
             inputs, kernels, self.k, self.normalize, noise, mask, gate_id
         )
         if load is None:
-            load = count_by_expert(weights, index, self.num_experts)
+            load = count_by_expert(index, weights, self.num_experts)
         loss = self.weighted_z_loss(clean_logits, mask, training)
         return Routing(index, weights, None, sum_by_group(weights, index, self.num_experts), load, loss)
 

@@ -50,7 +50,7 @@ def routing_of_choices(
 ) -> Routing:
     """The `Routing` of K choices for each token, experts and weights `(T, K)`; the load is their number."""
     importance = sum_by_group(combine_weights, expert_index, num_experts)
-    load = count_by_expert(combine_weights, expert_index, num_experts)
+    load = count_by_expert(expert_index, combine_weights, num_experts)
     return Routing(expert_index, combine_weights, None, importance, load, loss)
 
 
@@ -73,7 +73,7 @@ def routing_of_gates(gates: tf.Tensor, loss: tf.Tensor | float = 0.0, keep_all: 
     return Routing(index, weights, None, losses.importance(gates), load, loss)
 
 
-def count_by_expert(combine_weights: tf.Tensor, expert_index: tf.Tensor, num_experts: int) -> tf.Tensor:
+def count_by_expert(expert_index: tf.Tensor, combine_weights: tf.Tensor, num_experts: int) -> tf.Tensor:
     """Number of assignments of each expert, float32 `(E,)`, without gradient."""
     assigned = tf.cast(tf.stop_gradient(combine_weights) > 0, tf.float32)
     return sum_by_group(assigned, expert_index, num_experts)
