@@ -35,12 +35,12 @@ class ChecksTest(TestCase):
 
     def test_shares_are_under_1(self):
         for value in (0, 0.0, 0.5, np.float32(0.5), 1 - 2.0**-53):
-            share = checks.share("x", value)
+            share = checks.zero_to_below_one("x", value)
             self.assertIs(type(share), float)
             self.assertEqual(share, value)
         for value in (1, 1.0, -0.1, np.nan, True, "0.5", None):
             with self.assertRaisesRegex(ValueError, f"x must be a number from 0 to under 1. Received: x={value!r}"):
-                checks.share("x", value)
+                checks.zero_to_below_one("x", value)
 
     def test_truth_values_of_all_kinds_say_whether_to_train(self):
         for value in (True, np.True_, 1, tf.constant(True)):

@@ -76,12 +76,12 @@ def at_least_zero(name: str, value: Any) -> float:
     return number(name, value, "a number, 0 or more", lambda x: x >= 0)
 
 
-def share(name: str, value: Any) -> float:
+def zero_to_below_one(name: str, value: Any) -> float:
     """The value as a `float`; raises ValueError unless it is a number from 0 to under 1, a part but not all."""
     return number(name, value, "a number from 0 to under 1", lambda x: 0 <= x < 1)
 
 
-def fraction(name: str, value: Any) -> float:
+def zero_to_one(name: str, value: Any) -> float:
     """The value as a `float`; raises ValueError unless it is a number from 0 to 1, both included."""
     return number(name, value, "a number from 0 to 1", lambda x: 0 <= x <= 1)
 

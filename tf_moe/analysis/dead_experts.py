@@ -42,7 +42,7 @@ class DeadExperts(keras.callbacks.Callback):
         super().__init__()
         check_batches(batches, again=True)
         self.batches = batches
-        self.share = checks.share("share", share)
+        self.share = checks.zero_to_below_one("share", share)
         self.history: dict[str, list[list[int]]] = {}
 
     def set_model(self, model):

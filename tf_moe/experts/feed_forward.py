@@ -92,7 +92,7 @@ class FeedForward(QuantizableBank):
         self.activation = keras.activations.get(activation)
         self.use_bias = checks.boolean("use_bias", use_bias)
         self.recompute = checks.boolean("recompute", recompute)
-        self.dropout = checks.share("dropout", dropout)
+        self.dropout = checks.zero_to_below_one("dropout", dropout)
         self.seed = checks.seed(seed)
         self.seed_generator = keras.random.SeedGenerator(self.seed) if self.dropout else None
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

@@ -58,7 +58,7 @@ class Switch(LinearGate):
     balance_weight = 0.0
     chooses_k = False
     aux_loss_weight = checks.Checked(checks.at_least_zero)
-    jitter = checks.Checked(checks.share)
+    jitter = checks.Checked(checks.zero_to_below_one)
 
     def __init__(
         self,

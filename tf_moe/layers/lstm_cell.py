@@ -41,7 +41,7 @@ class LSTMCell(keras.layers.LSTMCell):
     ):
         units = checks.integer("units", units)
         for name in ("dropout", "recurrent_dropout"):  # which Keras cuts to what can be
-            checks.fraction(name, kwargs.get(name, 0.0))
+            checks.zero_to_one(name, kwargs.get(name, 0.0))
         super().__init__(units, **kwargs)
         if projection is not None:
             projection = checks.integer("projection", projection, hint=", or None")

@@ -201,7 +201,7 @@ class SparseMoE(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
-        self.expert_dropout = checks.share("expert_dropout", expert_dropout)
+        self.expert_dropout = checks.zero_to_below_one("expert_dropout", expert_dropout)
         self.shared_expert_hidden = shared_expert_hidden
         if shared_expert_hidden is not None:
             self.shared_expert_hidden = checks.integer("shared_expert_hidden", shared_expert_hidden)

@@ -88,7 +88,7 @@ def residual_language_model(
     is its LSTM-2048-512.
     """
     vocabulary_size, width = checks.integer("vocabulary_size", vocabulary_size), checks.integer("width", width)
-    checks.fraction("dropout", dropout)
+    checks.zero_to_one("dropout", dropout)
     _check_layers("layers", layers)
     if softmax is not None:
         hint = "Pass a layer such as SampledSoftmax(vocabulary_size), or None."

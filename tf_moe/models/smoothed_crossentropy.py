@@ -37,7 +37,7 @@ class SmoothedCrossentropy(keras.losses.Loss):
 
     def __init__(self, label_smoothing: float = 0.1, name: str = "smoothed_crossentropy", **kwargs):
         super().__init__(name=name, **{"dtype": "float32", **kwargs})
-        self.label_smoothing = checks.fraction("label_smoothing", label_smoothing)
+        self.label_smoothing = checks.zero_to_one("label_smoothing", label_smoothing)
 
     def call(self, y_true, y_pred):
         loss = keras.losses.sparse_categorical_crossentropy(checks.targets(y_true, y_pred), y_pred, from_logits=True)

@@ -159,7 +159,7 @@ class Translator(keras.Model):
         self.encoder_layers = checks.integer("encoder_layers", encoder_layers, least=2)
         self.decoder_layers = checks.integer("decoder_layers", decoder_layers, least=2)
         self.start, self.end = self._checked_id("start", start), self._checked_id("end", end)
-        self.dropout = checks.fraction("dropout", dropout)
+        self.dropout = checks.zero_to_one("dropout", dropout)
         moe = _checked_moe(moe)
         self.moe = dict(moe)
         if attention not in SCORES:

@@ -72,8 +72,8 @@ class FactoredAdam(keras.optimizers.Optimizer):
             if kwargs.get(clip) is not None:  # Keras takes a negative one for none
                 checks.number(clip, kwargs[clip], "a positive number, or None", lambda x: x > 0)
         super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, name=name, **kwargs)
-        self.beta_1 = checks.share("beta_1", beta_1)
-        self.beta_2 = checks.share("beta_2", beta_2)
+        self.beta_1 = checks.zero_to_below_one("beta_1", beta_1)
+        self.beta_2 = checks.zero_to_below_one("beta_2", beta_2)
         self.epsilon = checks.at_least_zero("epsilon", epsilon)
 
     def build(self, var_list):

@@ -50,7 +50,7 @@ class FactLanguage:
         self.num_words = checks.integer("num_words", num_words)
         if self.num_words > _MOST_WORDS:
             raise ValueError(f"num_words must be at most {_MOST_WORDS}. Received: num_words={num_words}.")
-        self.fact_probability = checks.share("fact_probability", fact_probability)
+        self.fact_probability = checks.zero_to_below_one("fact_probability", fact_probability)
         self.exponent = checks.at_least_zero("exponent", exponent)
         self.seed = checks.integer("seed", seed, least=0)
         frequency = np.arange(1, self.num_words + 1) ** -self.exponent
