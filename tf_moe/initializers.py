@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -43,7 +42,7 @@ class PerExpert(keras.initializers.Initializer):
     TensorShape([4, 16, 32])
     """
 
-    def __init__(self, initializer: Any, stream: int = 0):
+    def __init__(self, initializer: Initializer, stream: int = 0):
         self.initializer = keras.initializers.get(initializer)
         self.stream = stream
 
@@ -72,9 +71,9 @@ class PerExpert(keras.initializers.Initializer):
             return len(shape) > 2  # of a matrix the first axis is taken for the inputs
         return isinstance(self.initializer, _SHAPE_FREE)
 
-    def _draw(self, stream, shape, dtype):
-        """Values `(n, ...)` of n experts at once, or of one by an initializer that can do no more."""
-        initializer = self._slice_initializer(stream)
+    def _draw(self, expert: int, shape: tuple[int, ...], dtype: str | None) -> tf.Tensor:
+        """Values `(n, ...)` of n experts from this one on; of it alone by an initializer that can do no more."""
+        initializer = _with_own_seed(self.initializer, self.stream, expert)
         if not self._can_be_stacked(shape):
             return tf.expand_dims(initializer(tuple(shape[1:]), dtype=dtype), 0)
         values = initializer(shape, dtype=dtype)
@@ -83,20 +82,11 @@ class PerExpert(keras.initializers.Initializer):
             values *= float(shape[0]) ** 0.5
         return values
 
-    def _slice_initializer(self, expert: int):
-        """The initializer with a seed of its own for this stream and expert; itself where it draws nothing."""
-        seed = getattr(self.initializer, "seed", None)
-        if not isinstance(seed, int) or (self.stream, expert) == (0, 0):
-            return self.initializer
-        config = self.initializer.get_config()
-        config["seed"] = (seed + 7919 * self.stream + 104729 * expert) % 2**31
-        return type(self.initializer).from_config(config)
-
     def get_config(self):
         return {"initializer": keras.initializers.serialize(self.initializer), "stream": self.stream}
 
 
-def of_stream(initializer, stream: int):
+def of_stream(initializer: Initializer, stream: int) -> keras.initializers.Initializer | Callable:
     """A copy of the initializer for one of several weights, or all of them would start with the same numbers.
 
     Args:
@@ -105,4 +95,16 @@ def of_stream(initializer, stream: int):
     """
     if isinstance(initializer, keras.initializers.Initializer):
         initializer = initializer.clone()  # without a seed of the user's, the copy has a new one in every layer
-    return PerExpert(initializer, stream)._slice_initializer(0)
+    return _with_own_seed(keras.initializers.get(initializer), stream)
+
+
+def _with_own_seed(
+    initializer: keras.initializers.Initializer | Callable, stream: int, expert: int = 0
+) -> keras.initializers.Initializer | Callable:
+    """The initializer with a seed of its own for this stream and expert; itself where it draws nothing."""
+    seed = getattr(initializer, "seed", None)
+    if not isinstance(seed, int) or (stream, expert) == (0, 0):
+        return initializer
+    config = initializer.get_config()
+    config["seed"] = (seed + 7919 * stream + 104729 * expert) % 2**31
+    return type(initializer).from_config(config)
