@@ -108,13 +108,13 @@ class FactoredAdam(keras.optimizers.Optimizer):
         momentum = (self._momentums[index],) if self.beta_1 else ()
         state = State(variable, self._moments[index], momentum)
         gradient = tf.convert_to_tensor(gradient)
-        numbers = (learning_rate, self.iterations + 1, self.beta_1, self.beta_2, self.epsilon)
-        numbers = [tf.cast(x, _slot_dtype(variable)) for x in numbers]
+        scalars = (learning_rate, self.iterations + 1, self.beta_1, self.beta_2, self.epsilon)
+        scalars = [tf.cast(x, _slot_dtype(variable)) for x in scalars]
         if len(state.moments) == 2 and not tf.distribute.has_strategy() and not compiled_by_xla():
-            self._update_in_place(tf.nest.map_structure(_tf_variable, state), gradient, numbers)
+            self._update_in_place(tf.nest.map_structure(_tf_variable, state), gradient, scalars)
             return
         # Under a strategy weights are more than one plain variable, and what XLA compiles is fused already.
-        new = update(tf.nest.map_structure(tf.convert_to_tensor, state), gradient, numbers)
+        new = update(tf.nest.map_structure(tf.convert_to_tensor, state), gradient, scalars)
         tf.nest.map_structure(self.assign, state, new)
 
     def get_config(self):

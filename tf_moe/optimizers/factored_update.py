@@ -1,17 +1,20 @@
 """The arithmetic of `FactoredAdam`, on tensors and on variables.
 
-`numbers` are learning rate, step, beta_1, beta_2 and epsilon, as scalars of the slots' dtype. All is computed in it: a
-weight may be in half precision, where a beta_2 of 0.999 would be 1.
+`scalars` are learning rate, step, beta_1, beta_2 and epsilon, in the slots' dtype. All is computed in it: a weight may
+be in half precision, where a beta_2 of 0.999 would be 1.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import keras
 import tensorflow as tf
+
+Value = tf.Tensor | tf.Variable | keras.Variable
 
 
 class State(NamedTuple):
-    """A weight and its slots: tensors or variables.
+    """A weight and its slots: all tensors, or all variables.
 
     Attributes:
         weight: `(..., D, H)`.
@@ -19,14 +22,14 @@ class State(NamedTuple):
         momentum: The average gradient, shaped as the weight; or nothing.
     """
 
-    weight: tf.Tensor
-    moments: tuple[tf.Tensor, ...]
-    momentum: tuple[tf.Tensor, ...] = ()
+    weight: Value
+    moments: tuple[Value, ...]
+    momentum: tuple[Value, ...] = ()
 
 
-def update(state: State, gradient: tf.Tensor, numbers: Sequence[tf.Tensor]) -> State:
+def update(state: State, gradient: tf.Tensor, scalars: Sequence[tf.Tensor]) -> State:
     """The next state."""
-    learning_rate, step, beta_1, beta_2, epsilon = numbers
+    learning_rate, step, beta_1, beta_2, epsilon = scalars
     weight, gradient = (tf.cast(x, step.dtype) for x in (state.weight, gradient))
     square = gradient * gradient
     squares = [square] if len(state.moments) == 1 else [tf.reduce_mean(square, -1), tf.reduce_mean(square, -2)]
@@ -48,18 +51,18 @@ def _root(moments):
     return tf.expand_dims(tf.sqrt(rows), -1) * tf.expand_dims(tf.sqrt(columns), -2)
 
 
-def update_in_place(variables: State, gradient: tf.Tensor, numbers: Sequence[tf.Tensor]) -> None:
+def update_in_place(variables: State, gradient: tf.Tensor, scalars: Sequence[tf.Tensor]) -> None:
     """Update a factored weight and its slots where they are, matrix by matrix; to be compiled by XLA.
 
     XLA lends its program the memory of a variable that is read and assigned, and the loop writes into it. So nothing of
     the size of a stack is made, and a matrix is still in the processor's cache when it is needed for the second time.
     """
     state = tf.nest.map_structure(tf.convert_to_tensor, variables)
-    new = update(state, gradient, numbers) if gradient.shape.rank == 2 else _update_each(state, gradient, numbers)
+    new = update(state, gradient, scalars) if gradient.shape.rank == 2 else _update_each(state, gradient, scalars)
     tf.nest.map_structure(lambda variable, value: variable.assign(value), variables, new)
 
 
-def _update_each(state, gradient, numbers):
+def _update_each(state, gradient, scalars):
     *stack, _, _ = gradient.shape
     size = tf.TensorShape(stack).num_elements()
     gradients, old = tf.nest.map_structure(lambda x: tf.reshape(x, [size, *x.shape[len(stack) :]]), (gradient, state))
@@ -68,7 +71,7 @@ def _update_each(state, gradient, numbers):
         # New moments are written beside the old ones: XLA would copy all of them in every turn to read and write the
         # same. Of the other stacks, whose slices are only read to be written again, it copies nothing.
         now = State(new.weight, old.moments, new.momentum)
-        values = update(tf.nest.map_structure(lambda x: _read(x, n), now), _read(gradients, n), numbers)
+        values = update(tf.nest.map_structure(lambda x: _read(x, n), now), _read(gradients, n), scalars)
         return n + 1, tf.nest.map_structure(lambda x, value: _write(x, n, value), new, values)
 
     start = State(old.weight, tuple(map(tf.zeros_like, old.moments)), old.momentum)
