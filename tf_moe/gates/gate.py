@@ -183,7 +183,7 @@ class Gate(keras.layers.Layer):
     def compute_mask(self, inputs, mask=None):
         return None  # a Routing has used up the mask: masked tokens are those with zero weights
 
-    def noise(self, shape: tf.Tensor) -> tf.Tensor:
+    def noise(self, shape: list[int] | tf.Tensor) -> tf.Tensor:
         """Standard normal float32 numbers of a shape, new in every call."""
         return self.new_noise().whole(shape)
 
@@ -191,7 +191,7 @@ class Gate(keras.layers.Layer):
         """Noise of a new seed, to be drawn as a whole or by rows. To change the noise of a gate, override this."""
         return Noise(next_seed(self.seed_generator))
 
-    def uniform_noise(self, shape: tf.Tensor) -> tf.Tensor:
+    def uniform_noise(self, shape: list[int] | tf.Tensor) -> tf.Tensor:
         """Uniform float32 numbers between 0 and 1, new in every call."""
         return between_0_and_1(shape, next_seed(self.seed_generator), current_shards())
 

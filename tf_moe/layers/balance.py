@@ -1,4 +1,4 @@
-"""How evenly a gate spreads its tokens, as metrics in the training log."""
+"""How evenly a gate spreads its tokens, and what becomes of them, as metrics in the training log."""
 
 import keras
 import tensorflow as tf
@@ -14,7 +14,11 @@ def balance_metrics(prefix: str) -> dict[str, keras.metrics.Mean]:
 
 
 def measure_balance(
-    importance: tf.Tensor, load: tf.Tensor, dropped: tf.Tensor, assigned: tf.Tensor
+    importance: tf.Tensor,
+    load: tf.Tensor,
+    dropped: tf.Tensor,
+    assigned: tf.Tensor,
+    nonfinite_fraction: tf.Tensor,
 ) -> dict[str, tf.Tensor]:
     """The numbers of one batch, float32 scalars; all 0 for a batch without tokens.
 
@@ -23,10 +27,12 @@ def measure_balance(
         load: `(E,)`, as the routing has it: where the gate draws noise, the smooth estimate of the noisy top-k gates.
         dropped: Scalar, assignments dropped.
         assigned: Scalar, assignments in all.
+        nonfinite_fraction: Share of the tokens that are non-finite.
     """
     return {
         "importance_cv": tf.sqrt(cv_squared(importance)),
         "load_cv": tf.sqrt(cv_squared(load)),
         "max_over_mean_load": tf.math.divide_no_nan(tf.reduce_max(load), tf.reduce_mean(load)),
         "dropped_fraction": tf.math.divide_no_nan(tf.cast(dropped, tf.float32), tf.cast(assigned, tf.float32)),
+        "nonfinite_fraction": nonfinite_fraction,
     }

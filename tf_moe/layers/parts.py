@@ -12,7 +12,14 @@ Layer = keras.layers.Layer
 
 
 def make_experts(
-    num_experts: int, expert_hidden: int | None, expert: Callable[[], Layer] | list[Layer] | None, **options
+    num_experts: int,
+    expert_hidden: int | None,
+    expert: Callable[[], Layer] | list[Layer] | None,
+    *,
+    dropout: float,
+    recompute: bool,
+    dtype: keras.dtype_policies.DTypePolicy,
+    **options,
 ) -> FeedForward | LayerBank:
     """The bank for the arguments `expert_hidden` and `expert` of a `SparseMoE`.
 
@@ -20,14 +27,17 @@ def make_experts(
         num_experts: Number of experts over both levels.
         expert_hidden: Width of the built-in experts' hidden layer.
         expert: None, a function that makes an expert, or a list of them.
-        **options: Arguments of `FeedForward`; of these only `recompute` and `dtype` are for layers of one's own.
+        dropout: Share of the built-in experts' hidden units dropped in training.
+        recompute: Whether activations are computed again in the backward pass.
+        dtype: The layer's policy.
+        **options: Further arguments of `FeedForward`, which layers of one's own have no use for.
     """
     if expert is None:
-        return FeedForward(num_experts, expert_hidden, **options)
-    if options["dropout"]:
+        return FeedForward(num_experts, expert_hidden, dropout=dropout, recompute=recompute, dtype=dtype, **options)
+    if dropout:
         raise ValueError(
-            "expert_dropout is for the built-in experts. Received: "
-            f"expert_dropout={options['dropout']} and expert={expert!r}. Put keras.layers.Dropout into the expert."
+            f"expert_dropout is for the built-in experts. Received: expert_dropout={dropout} and expert={expert!r}. "
+            "Put keras.layers.Dropout into the expert."
         )
     layers = expert
     if _makes_layers(layers):
@@ -37,7 +47,7 @@ def make_experts(
             "expert must be a function without arguments that returns a new layer, or a list of "
             f"{num_experts} layers, one for each expert. Received: expert={layers!r}."
         )
-    return LayerBank(layers, options["recompute"], dtype=options["dtype"])
+    return LayerBank(layers, recompute, dtype=dtype)
 
 
 def _makes_layers(expert: Any) -> bool:

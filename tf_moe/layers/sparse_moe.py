@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks, gates
-from tf_moe.dispatch import DROP_BY, Plan
+from tf_moe.dispatch import DROP_BY, Plan, ShardedPlan
 from tf_moe.dispatch.make_plan import make_plan
 from tf_moe.experts.policies import policy_with_parts
 from tf_moe.experts.shared import shared_expert
@@ -387,9 +387,9 @@ class SparseMoE(keras.layers.Layer):
         loss += self.importance_weight * cv_squared(routing.importance)
         return loss + self.load_weight * cv_squared(routing.load)
 
-    def _update_metrics(self, routing: Routing, plan: Plan, screened: Screen):
-        values = measure_balance(routing.importance, routing.load, plan.dropped, plan.assigned)
-        values["nonfinite_fraction"] = screened.nonfinite_fraction()
+    def _update_metrics(self, routing: Routing, plan: Plan | ShardedPlan, screened: Screen):
+        nonfinite = screened.nonfinite_fraction()
+        values = measure_balance(routing.importance, routing.load, plan.dropped, plan.assigned, nonfinite)
         for name, value in values.items():
             self.balance_metrics[name].update_state(tf.stop_gradient(value))
 
