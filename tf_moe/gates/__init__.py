@@ -18,6 +18,7 @@ from tf_moe.gates.linear import LinearGate
 from tf_moe.gates.noisy_top_k import NoisyTopK
 from tf_moe.gates.numbers import plain
 from tf_moe.gates.routing import Routing
+from tf_moe.gates.several import products
 from tf_moe.gates.sinkhorn import Sinkhorn
 from tf_moe.gates.strictly_balanced import StrictlyBalanced
 from tf_moe.gates.switch import Switch
@@ -122,4 +123,5 @@ __all__ = [
     "StrictlyBalanced",
     "Switch",
     "get",
+    "products",
 ]

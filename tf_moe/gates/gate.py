@@ -60,8 +60,8 @@ class Gate(keras.layers.Layer):
             paper's, and 0 for a gate that needs no such loss.
         chooses_k: Whether k is for the user to choose. A gate for which it is False takes None for it.
         can_be_several: Whether there can be `num_gates`. A gate for which it is True makes its kernels by `add_kernel`,
-            multiplies with them by `tf_moe.gates.several.products`, and has the argument `gate_id` in `call`; of a
-            `LinearGate` only the last is left to do.
+            multiplies with them by `tf_moe.gates.products`, and has the argument `gate_id` in `call`; of a `LinearGate`
+            only the last is left to do.
 
     Example:
 

@@ -18,6 +18,13 @@ def products(inputs: tf.Tensor, kernels: Sequence[keras.Variable], gate_id: tf.T
 
     Returns:
         `(T, E)` for each kernel.
+
+    Example:
+
+    >>> kernel = tf.random.normal([2, 16, 8])  # of two gates
+    >>> logits, = tf_moe.gates.products(tf.ones([3, 16]), [kernel], gate_id=tf.constant([0, 1, 0]))
+    >>> logits.shape
+    TensorShape([3, 8])
     """
     if gate_id is None:
         return [tf.matmul(inputs, kernel) for kernel in kernels]
