@@ -42,6 +42,19 @@ class ChecksTest(TestCase):
             with self.assertRaisesRegex(ValueError, f"x must be a number from 0 to under 1. Received: x={value!r}"):
                 checks.zero_to_below_one("x", value)
 
+    def test_checked_attributes(self):
+        class Layer(keras.layers.Layer):
+            rate = checks.Checked(checks.at_least_zero)
+            kind = checks.Checked(checks.one_of, ("a", "b"))
+
+        layer, other = Layer(), Layer()
+        self.assertFalse(hasattr(layer, "rate"))
+        layer.rate, layer.kind, other.rate = 2, "b", 3
+        self.assertEqual((layer.rate, layer.kind, other.rate), (2.0, "b", 3.0))
+        with self.assertRaisesRegex(ValueError, "kind must be one of .'a', 'b'.*kind='c'"):
+            layer.kind = "c"
+        self.assertEqual(layer.kind, "b")
+
     def test_truth_values_of_all_kinds_say_whether_to_train(self):
         for value in (True, np.True_, 1, tf.constant(True)):
             self.assertIs(checks.training(value), True)

@@ -27,7 +27,7 @@ def measure_balance(
         load: `(E,)`, as the routing has it: where the gate draws noise, the smooth estimate of the noisy top-k gates.
         dropped: Scalar, assignments dropped.
         assigned: Scalar, assignments in all.
-        nonfinite_fraction: Share of the tokens that are non-finite.
+        nonfinite_fraction: Scalar, share of the unmasked tokens that are non-finite.
     """
     return {
         "importance_cv": tf.sqrt(cv_squared(importance)),

@@ -145,6 +145,7 @@ class SparseMoE(keras.layers.Layer):
     sections 2 to 4 and appendices A, B, F (https://arxiv.org/abs/1701.06538).
     """
 
+    # These may be set, and `capacity_factor`, for what is traced afterwards.
     importance_weight = checks.Checked(checks.at_least_zero)
     load_weight = checks.Checked(checks.at_least_zero)
     output_activation = checks.Checked(checks.activation)
