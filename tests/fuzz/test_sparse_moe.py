@@ -13,7 +13,7 @@ from tests.fuzz.arguments import any_arguments, is_valid, valid_arguments
 from tests.fuzz.base import examples
 from tests.fuzz.reference import Reference
 from tf_moe.layers import SparseMoE
-from tf_moe.mesh.noise import Noise
+from tf_moe.ops.noise import Noise
 
 # Of the numbers that a layer computes with, the distance of 1 from the next, in the half precisions that of products.
 ROUNDING = {"float32": 2e-6, "float64": 2e-6, "mixed_bfloat16": 2e-2, "mixed_float16": 4e-3}

@@ -7,7 +7,7 @@ from tests import references
 from tests.base import TestCase
 from tf_moe.gates import choice
 from tf_moe.gates.choice import choose, choose_noisy_by_token, softmax_of_chosen
-from tf_moe.mesh.noise import Noise
+from tf_moe.ops.noise import Noise
 
 
 class ChoiceTest(TestCase):

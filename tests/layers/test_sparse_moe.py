@@ -10,7 +10,7 @@ from tf_moe import gates
 from tf_moe.layers import SparseMoE, record_routings
 from tf_moe.layers.balance import BALANCE_METRICS
 from tf_moe.losses import cv_squared
-from tf_moe.mesh.noise import Noise
+from tf_moe.ops.noise import Noise
 
 ENOUGH = 100.0  # a capacity factor that drops nothing
 KINDS = {

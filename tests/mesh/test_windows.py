@@ -2,7 +2,7 @@ import numpy as np
 
 from tests.base import TestCase
 from tests.mesh.helpers import Program, strategy_on
-from tf_moe.mesh.groups import group_by
+from tf_moe.mesh.device_groups import group_by
 from tf_moe.mesh.windows import window
 
 M, G, C, D = 13, 4, 3, 2

@@ -6,7 +6,7 @@ from absl.testing import parameterized
 
 from tests.base import TestCase
 from tests.mesh.helpers import Program, strategy_on
-from tf_moe.mesh.groups import group_by
+from tf_moe.mesh.device_groups import group_by
 from tf_moe.mesh.move import Exchange, Stay
 from tf_moe.ops.grouped_mesh import apply_grouped_mesh, sizes
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tf_moe.dispatch.capacity import check_drop_by
-from tf_moe.mesh.groups import ShardedGroups, group_by
-from tf_moe.mesh.rows import sum_rows, take_rows
+from tf_moe.mesh.device_groups import ShardedGroups, group_by
+from tf_moe.mesh.device_rows import sum_rows, take_rows
 from tf_moe.mesh.shards import Shards
 
 

@@ -9,13 +9,13 @@ from tf_moe import checks
 from tf_moe.experts.constraints import ConstrainEach
 from tf_moe.experts.quantized import QuantizableBank, matmul_each
 from tf_moe.initializers import Initializer, PerExpert
-from tf_moe.mesh.groups import ShardedGroups
+from tf_moe.mesh.device_groups import ShardedGroups
 from tf_moe.mesh.move import Exchange
-from tf_moe.mesh.noise import next_seed, uniform
 from tf_moe.mesh.shards import EXPERT, shards_of, split_over_experts
 from tf_moe.ops.arrangements import Ragged, Stacks
 from tf_moe.ops.grouped import apply_grouped
 from tf_moe.ops.grouped_mesh import apply_grouped_mesh
+from tf_moe.ops.noise import next_seed, uniform
 from tf_moe.ops.recompute import recompute
 from tf_moe.ops.stacked_matmul import fastest_matmul, is_slow
 
@@ -57,7 +57,7 @@ class FeedForward(QuantizableBank):
     Call arguments:
         rows: `(S, D)`, sorted by expert; or `(E * C, D)`, C rows for each; or, on a mesh, `(N, R, M, D)`, sorted by
             expert on each device.
-        counts: Int32 `(E,)`, rows of each expert; on a mesh, `tf_moe.mesh.groups.ShardedGroups`.
+        counts: Int32 `(E,)`, rows of each expert; on a mesh, `tf_moe.mesh.device_groups.ShardedGroups`.
         capacity: C, or None where rows are sorted without gaps. On a mesh, the rows of an expert that a device sends.
         places: Where there is no capacity, the places of each expert in a block, see `Plan`; None without a block.
         training: Whether hidden units are dropped. Default False.

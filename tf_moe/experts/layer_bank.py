@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from tf_moe import checks
-from tf_moe.mesh.groups import ShardedGroups
+from tf_moe.mesh.device_groups import ShardedGroups
 from tf_moe.ops.xla import compiled_by_xla
 
 

@@ -6,12 +6,12 @@ import keras
 import tensorflow as tf
 
 from tf_moe.gates.several import products
-from tf_moe.mesh.noise import Noise
 from tf_moe.mesh.shards import current_shards
 from tf_moe.ops.chosen import read_at, top_k
 from tf_moe.ops.chosen_probability import top_k_probability
 from tf_moe.ops.masks import mask_rows
-from tf_moe.ops.noisy_top_k import noisy_top_k
+from tf_moe.ops.noise import Noise
+from tf_moe.ops.noisy_choice import noisy_top_k
 from tf_moe.ops.ties import code_tokens, top_k_spread
 from tf_moe.ops.xla import compiled_by_xla
 

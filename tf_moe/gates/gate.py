@@ -10,9 +10,9 @@ from tf_moe.gates.ids import spread_ids
 from tf_moe.gates.numbers import check_numbers
 from tf_moe.gates.routing import Routing
 from tf_moe.initializers import Initializer, PerExpert
-from tf_moe.mesh.noise import Noise, between_0_and_1, next_seed
 from tf_moe.mesh.shards import computed_where, current_shards
 from tf_moe.ops.masks import attached_mask, mask_rows
+from tf_moe.ops.noise import Noise, between_0_and_1, next_seed
 
 # Set afterwards, a copy or a file would have it, but not what the gate was built with.
 _FIXED = {"num_experts", "k", "num_gates", "seed", "noisy", "kernel_initializer", "noise_kernel_initializer"}

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.initializers import Initializer
-from tf_moe.mesh.noise import common_seed, uniform
 from tf_moe.mesh.shards import computed_where, current_shards
+from tf_moe.ops.noise import common_seed, uniform
 
 # Set afterwards, a copy or a file would have it, but not the weights, or what draws the sample.
 _FIXED = {"vocabulary_size", "kernel_initializer", "bias_initializer", "seed"}

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tf_moe.mesh.groups import ShardedGroups
-from tf_moe.mesh.rows import gather_or_zero
+from tf_moe.mesh.device_groups import ShardedGroups
+from tf_moe.mesh.device_rows import gather_or_zero
 
 
 class Window(NamedTuple):

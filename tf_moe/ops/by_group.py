@@ -2,8 +2,7 @@
 
 import tensorflow as tf
 
-from tf_moe.mesh import groups as mesh_groups
-from tf_moe.mesh import rows as mesh_rows
+from tf_moe.mesh import device_groups, device_rows
 from tf_moe.mesh.move import Stay
 from tf_moe.mesh.shards import Shards, current_shards
 from tf_moe.ops.buffer_layout import make_buffer_layout
@@ -40,11 +39,11 @@ def _on_mesh(tokens, group, kernel, shards: Shards):
     choices = group.shape[-1]
     tokens, group = shards.split(tokens), shards.split(group)
     num_shards, replicas, size, _ = group.shape
-    sent = mesh_groups.group_by(tf.reshape(group, [num_shards, replicas, size * choices]), kernel.shape[0])
+    sent = device_groups.group_by(tf.reshape(group, [num_shards, replicas, size * choices]), kernel.shape[0])
     slots = tf.reshape(sent.place, group.shape)
-    rows = mesh_rows.take_rows(tokens, tf.math.floordiv(sent.order, choices), slots)
+    rows = device_rows.take_rows(tokens, tf.math.floordiv(sent.order, choices), slots)
     products = apply_grouped_mesh(_matmul_each, rows, sent, [kernel], Stay())
-    products = mesh_rows.take_rows(products, sent.place, tf.expand_dims(sent.order, -1))
+    products = device_rows.take_rows(products, sent.place, tf.expand_dims(sent.order, -1))
     return shards.join(tf.reshape(products, [num_shards, replicas, size, choices, kernel.shape[-1]]))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tf_moe.mesh.groups import ShardedGroups
+from tf_moe.mesh.device_groups import ShardedGroups
 from tf_moe.mesh.move import Exchange, Stay
 from tf_moe.mesh.windows import Window, window
 from tf_moe.ops.gradients import gradients_of, with_gradients

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tf_moe.mesh.noise import ROWS_OF_A_DRAW, Noise
 from tf_moe.ops.chosen_probability import SMALLEST_STDDEV, probability_above
+from tf_moe.ops.noise import ROWS_OF_A_DRAW, Noise
 from tf_moe.ops.slices import write_rows
 from tf_moe.ops.top_k import top_k_indices
 

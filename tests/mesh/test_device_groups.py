@@ -3,7 +3,7 @@ from absl.testing import parameterized
 
 from tests.base import TestCase
 from tests.mesh.helpers import Program, strategy_on
-from tf_moe.mesh.groups import group_by, sum_by_group
+from tf_moe.mesh.device_groups import group_by, sum_by_group
 
 M, G = 11, 6
 

@@ -3,7 +3,7 @@ import tensorflow as tf
 
 from tests.base import TestCase
 from tests.mesh.helpers import Program, strategy_on
-from tf_moe.mesh.rows import gather_or_zero, sum_rows, take_rows
+from tf_moe.mesh.device_rows import gather_or_zero, sum_rows, take_rows
 
 I, K, D = 5, 2, 3  # noqa: E741
 DEVICES = (2, 2)

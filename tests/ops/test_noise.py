@@ -7,7 +7,7 @@ import tensorflow as tf
 from tests.base import TestCase
 from tests.mesh.helpers import Program, strategy_on
 from tests.references import normal_cdf
-from tf_moe.mesh import noise
+from tf_moe.ops import noise
 
 
 class NextSeedTest(TestCase):

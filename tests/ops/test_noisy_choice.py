@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from tests import references
 from tests.base import TestCase
-from tf_moe.mesh.noise import Noise
-from tf_moe.ops import noisy_top_k as module
+from tf_moe.ops import noisy_choice as module
 from tf_moe.ops.chosen_probability import top_k_probability
-from tf_moe.ops.noisy_top_k import noisy_top_k
+from tf_moe.ops.noise import Noise
+from tf_moe.ops.noisy_choice import noisy_top_k
 
 
 def written_out(clean, noise_logits, noise, k, mask=None):
