@@ -28,6 +28,13 @@ class GroupByTest(TestCase):
         self.assertAllEqual(counts, [2, 1, 0])
         self.assertAllEqual(starts, [0, 2, 3])
 
+    def test_priority(self):
+        # Of group 0 are items 1, 3 and 4, of which 1 and 4 are equal; item 2 is of no group.
+        groups = group_by(tf.constant([1, 0, 2, 0, 0]), 2, tf.constant([0.1, 0.2, 0.9, 0.5, 0.2]))
+        self.assertAllEqual(groups.order, [3, 1, 4, 0, 2])
+        self.assertAllEqual(groups.place, [3, 1, 4, 0, 2])
+        self.assertAllEqual(groups.counts, [3, 1])
+
     def test_against_numpy(self):
         for size, num_groups in ((1000, 7), (1000, 300), (5, 100), (300, 1)):
             self.check(self.rng.integers(0, num_groups + 1, size), num_groups)

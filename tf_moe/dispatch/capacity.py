@@ -57,18 +57,11 @@ def dispatch_capacity(
     check_drop_by(drop_by)
     assigned = combine_weights > 0
     index = tf.reshape(tf.where(assigned, expert_index, num_experts), [-1])
-    if drop_by == "weight":
-        # Sorting by weight first and then stably by expert sorts by both.
-        by_weight = tf.argsort(tf.reshape(combine_weights, [-1]), direction="DESCENDING", stable=True)
-        groups = group_by(tf.gather(index, by_weight), num_experts)
-        order = tf.gather(by_weight, groups.order)
-        place = tf.scatter_nd(tf.expand_dims(by_weight, -1), groups.place, tf.shape(index))
-    else:
-        groups = group_by(index, num_experts)
-        order, place = groups.order, groups.place
-    assignment = _gather_or_none(order, tf.reshape(held_by_block(groups.starts, groups.counts, capacity), [-1]))
+    priority = tf.reshape(combine_weights, [-1]) if drop_by == "weight" else None
+    groups = group_by(index, num_experts, priority)
+    assignment = _gather_or_none(groups.order, tf.reshape(held_by_block(groups.starts, groups.counts, capacity), [-1]))
     expert = tf.minimum(index, num_experts - 1)
-    position = place - tf.gather(groups.starts, expert)
+    position = groups.place - tf.gather(groups.starts, expert)
     held = tf.logical_and(index < num_experts, position < capacity)
     slot = tf.reshape(tf.where(held, expert * capacity + position, -1), tf.shape(expert_index))
     kept = tf.minimum(groups.counts, capacity)

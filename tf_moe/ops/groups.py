@@ -6,7 +6,7 @@ import tensorflow as tf
 
 
 class Groups(NamedTuple):
-    """N items sorted by group; items within a group keep their order, items of no group come last.
+    """N items sorted by group; items of no group come last.
 
     Attributes:
         order: Int32 `(N,)`. The item at each sorted place.
@@ -21,12 +21,13 @@ class Groups(NamedTuple):
     starts: tf.Tensor
 
 
-def group_by(index: tf.Tensor, num_groups: int) -> Groups:
+def group_by(index: tf.Tensor, num_groups: int, priority: tf.Tensor | None = None) -> Groups:
     """Sort items by group.
 
     Args:
         index: Int32 `(N,)`, the group of each item; `num_groups` for an item of no group.
         num_groups: Number of groups G.
+        priority: Optional `(N,)`; within a group, items with a higher one come first. Default: in their order.
 
     Example:
 
@@ -35,7 +36,11 @@ def group_by(index: tf.Tensor, num_groups: int) -> Groups:
     <tf.Tensor: shape=(4,), dtype=int32, numpy=array([1, 3, 0, 2], dtype=int32)>
     """
     size = tf.shape(index)[0]
-    order = tf.argsort(index, stable=True)
+    if priority is None:
+        order = tf.argsort(index, stable=True)
+    else:  # sorting by priority first and then stably by group sorts by both
+        first = tf.argsort(priority, direction="DESCENDING", stable=True)
+        order = tf.gather(first, tf.argsort(tf.gather(index, first), stable=True))
     # A scatter inverts the permutation in linear time, where a second argsort would sort again.
     place = tf.scatter_nd(tf.expand_dims(order, -1), tf.range(size), tf.expand_dims(size, 0))
     counts = tf.math.unsorted_segment_sum(tf.ones_like(index), index, num_groups + 1)[:num_groups]
