@@ -3,7 +3,7 @@ import numpy as np
 from tests.base import TestCase
 from tests.mesh.helpers import Program, strategy_on
 from tf_moe.mesh.device_groups import group_by
-from tf_moe.mesh.windows import window
+from tf_moe.mesh.windows import make_window
 
 M, G, C, D = 13, 4, 3, 2
 
@@ -16,9 +16,9 @@ class WindowTest(TestCase):
             relayout = strategy.shards.relayout_tokens
             sent = group_by(relayout(index), G)
             rows = relayout(values)
-            places = window(sent, start, C)
-            filled = places.fill(rows)
-            return (*places, filled, places.read(2 * filled)), sent.order
+            window = make_window(sent, start, C)
+            filled = window.fill(rows)
+            return (*window, filled, window.read(2 * filled)), sent.order
 
         program = Program(strategy, function)
         for start in (0, 2, M):

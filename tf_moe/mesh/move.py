@@ -33,9 +33,9 @@ class Exchange:
         # The replicas come before the shards again: a split dimension can be merged with others as their first.
         return tf.reshape(tf.transpose(x, [2, 1, 0, 3, 4]), [groups, shards * replicas * places, width])
 
-    def back(self, y: tf.Tensor, places: Window) -> tf.Tensor:
+    def back(self, y: tf.Tensor, window: Window) -> tf.Tensor:
         """`(G, N * R * C, D)` at the weights' devices -> `(N, R, G, C, D)` at the tokens'."""
-        shards, replicas, groups, size = places.row.shape
+        shards, replicas, groups, size = window.row.shape
         y = tf.transpose(tf.reshape(y, [groups, replicas, shards, size, y.shape[-1]]), [2, 1, 0, 3, 4])
         return self._shards.relayout_tokens(y)
 
@@ -49,6 +49,6 @@ class Stay:
         return x
 
     @staticmethod
-    def back(y: tf.Tensor, places: Window) -> tf.Tensor:
+    def back(y: tf.Tensor, window: Window) -> tf.Tensor:
         """`(N, R, G, C, D)` as it is."""
         return y

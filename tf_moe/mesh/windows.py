@@ -32,7 +32,7 @@ class Window(NamedTuple):
         return gather_or_zero(tf.reshape(values, [shards, replicas, groups * places, width]), self.place)
 
 
-def window(sent: ShardedGroups, start: int | tf.Tensor, places: int) -> Window:
+def make_window(sent: ShardedGroups, start: int | tf.Tensor, places: int) -> Window:
     """The rows from position `start` of each group on, up to `places` of them."""
     num_groups = sent.counts.shape[-1]
     column = start + tf.reshape(tf.range(places), [1, 1, 1, places])

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tf_moe.mesh.device_groups import ShardedGroups
 from tf_moe.mesh.move import Exchange, Stay
-from tf_moe.mesh.windows import Window, window
+from tf_moe.mesh.windows import Window, make_window
 from tf_moe.ops.gradients import gradients_of, with_gradients
 from tf_moe.ops.recompute import recompute as keep_nothing
 from tf_moe.ops.sum_dtype import sum_dtype
@@ -44,7 +44,7 @@ def apply_grouped_mesh(
         `(N, R, M, O)`, sorted as the rows are; zero for rows of no group and for those beyond `capacity`.
     """
     at_once, a_round = (capacity, None) if capacity else sizes(rows.shape[2], sent.counts.shape[-1])
-    block = window(sent, 0, at_once)
+    block = make_window(sent, 0, at_once)
     in_block = keep_nothing(function) if recompute else function
 
     def loop(body, *variables):
@@ -55,7 +55,7 @@ def apply_grouped_mesh(
         turns = tf.math.floordiv(beyond + a_round - 1, a_round)
 
         def turn(n, *variables):
-            return n + 1, *body(window(sent, at_once + n * a_round, a_round), *variables)
+            return n + 1, *body(make_window(sent, at_once + n * a_round, a_round), *variables)
 
         return tf.while_loop(lambda n, *_: n < turns, turn, (tf.constant(0), *variables))[1:]
 
@@ -64,15 +64,15 @@ def apply_grouped_mesh(
         moved = move.there(block.fill(rows))
         computed, gradients = with_gradients(in_block, [moved, *weights])
 
-        def add_output(places: Window, output):
-            return (output + places.read(move.back(function(move.there(places.fill(rows)), *weights), places)),)
+        def add_output(window: Window, output):
+            return (output + window.read(move.back(function(move.there(window.fill(rows)), *weights), window)),)
 
         def gradient(d_output):
-            def add_gradients(places: Window, d_rows, *d_weights):
-                inputs = [move.there(places.fill(rows)), *weights]
-                d_moved, *more = gradients_of(function, inputs, move.there(places.fill(d_output)))
+            def add_gradients(window: Window, d_rows, *d_weights):
+                inputs = [move.there(window.fill(rows)), *weights]
+                d_moved, *more = gradients_of(function, inputs, move.there(window.fill(d_output)))
                 d_weights = [d + tf.cast(m, d.dtype) for d, m in zip(d_weights, more, strict=True)]
-                return d_rows + places.read(move.back(d_moved, places)), *d_weights
+                return d_rows + window.read(move.back(d_moved, window)), *d_weights
 
             d_moved, *d_weights = gradients(move.there(block.fill(d_output)))
             sums = [tf.cast(d, sum_dtype(d.dtype)) for d in d_weights]
