@@ -15,15 +15,15 @@ class RowsTest(TestCase):
     def setUp(self):
         super().setUp()
         self.strategy = strategy_on(4, 2)
-        # On each device a random matching of the I * K assignments with the rows of the result, some without.
+        # On each device a random matching of the I * K assignments with the rows of the buffer, some without.
         rows = I * K + 2
         self.source = np.full((*DEVICES, rows), I * K)
-        self.slots = np.full((*DEVICES, I, K), -1)
+        self.slot = np.full((*DEVICES, I, K), -1)
         for n in np.ndindex(*DEVICES):
             for a, row in enumerate(self.rng.permutation(rows)[: I * K]):
                 if self.rng.random() < 0.8:
-                    self.source[n][row], self.slots[n][a // K, a % K] = a, row
-        self.source, self.slots = self.source.astype("int32"), self.slots.astype("int32")
+                    self.source[n][row], self.slot[n][a // K, a % K] = a, row
+        self.source, self.slot = self.source.astype("int32"), self.slot.astype("int32")
 
     def run_laid_out(self, function, *arrays):
         """Results, of which every one must be split over all devices."""
@@ -47,13 +47,13 @@ class RowsTest(TestCase):
     def test_take_rows(self):
         x, upstream = self.normal(*DEVICES, I, D), self.normal(*DEVICES, I * K + 2, D)
 
-        def function(x, source, slots, upstream):
+        def function(x, source, slot, upstream):
             with tf.GradientTape() as tape:
                 tape.watch(x)
-                taken = take_rows(x, tf.where(source < I * K, tf.math.floordiv(source, K), -1), slots)
+                taken = take_rows(x, tf.where(source < I * K, tf.math.floordiv(source, K), -1), slot)
             return taken, tape.gradient(taken, x, upstream)
 
-        taken, gradient = self.run_laid_out(function, x, self.source, self.slots, upstream)
+        taken, gradient = self.run_laid_out(function, x, self.source, self.slot, upstream)
         expected, d_x = np.zeros_like(upstream), np.zeros_like(x)
         for n in np.ndindex(*DEVICES):
             for row, a in enumerate(self.source[n]):
@@ -66,22 +66,22 @@ class RowsTest(TestCase):
     def test_sum_rows(self):
         for dtype, close in ((tf.float32, 1e-5), (tf.bfloat16, 0.1)):
 
-            def function(rows, weights, source, slots, upstream, dtype=dtype):
+            def function(rows, weights, source, slot, upstream, dtype=dtype):
                 rows = tf.cast(rows, dtype)
                 with tf.GradientTape() as tape:
                     tape.watch([rows, weights])
-                    total = sum_rows(rows, weights, source, slots)
+                    total = sum_rows(rows, weights, source, slot)
                 d_rows, d_weights = tape.gradient(total, [rows, weights], upstream)
                 self.assertEqual((total.dtype, d_rows.dtype, d_weights.dtype), (tf.float32, dtype, tf.float32))
                 return total, tf.cast(d_rows, tf.float32), d_weights
 
             rows, weights = self.normal(*DEVICES, I * K + 2, D), self.normal(*DEVICES, I, K)
             upstream = self.normal(*DEVICES, I, D)
-            results = self.run_laid_out(function, rows, weights, self.source, self.slots, upstream)
+            results = self.run_laid_out(function, rows, weights, self.source, self.slot, upstream)
             total, d_rows, d_weights = np.zeros_like(upstream), np.zeros_like(rows), np.zeros_like(weights)
             for n in np.ndindex(*DEVICES):
                 for i, k in np.ndindex(I, K):
-                    row = self.slots[n][i, k]
+                    row = self.slot[n][i, k]
                     if row >= 0:
                         total[n][i] += weights[n][i, k] * rows[n][row]
                         d_rows[n][row] += weights[n][i, k] * upstream[n][i]

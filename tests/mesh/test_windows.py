@@ -14,11 +14,11 @@ class WindowTest(TestCase):
 
         def function(index, values, start):
             relayout = strategy.shards.relayout_tokens
-            sent = group_by(relayout(index), G)
+            groups = group_by(relayout(index), G)
             rows = relayout(values)
-            window = make_window(sent, start, C)
+            window = make_window(groups, start, C)
             filled = window.fill(rows)
-            return (*window, filled, window.read(2 * filled)), sent.order
+            return (*window, filled, window.read(2 * filled)), groups.order
 
         program = Program(strategy, function)
         for start in (0, 2, M):

@@ -52,7 +52,7 @@ class GroupedMeshTest(TestCase):
         fresh = np.stack(
             [self.rng.choice(G + 1, M, p=self.rng.dirichlet(np.ones(G + 1))) for _ in range(math.prod(devices))]
         )
-        sent = {
+        loads = {
             "even": np.tile(np.arange(M) % G, (*devices, 1)),
             "just fits": np.tile(np.repeat(range(G + 1), [24, 24, 0, 0, 12]), (*devices, 1)),
             "one row more": np.tile(np.repeat(range(G + 1), [25, 24, 0, 0, 11]), (*devices, 1)),
@@ -61,8 +61,8 @@ class GroupedMeshTest(TestCase):
             "no group has any": np.full((*devices, M), G),
             "fresh": fresh.reshape(*devices, M),
         }
-        sent["one group has all of one device"][0, 0] = 1
-        return {name: np.sort(groups, axis=-1).astype("int32") for name, groups in sent.items()}
+        loads["one group has all of one device"][0, 0] = 1
+        return {name: np.sort(groups, axis=-1).astype("int32") for name, groups in loads.items()}
 
     def check(self, mesh, in_one_piece=False, stay=False, capacity=None, recompute=False):
         strategy = strategy_on(*mesh)
@@ -74,8 +74,8 @@ class GroupedMeshTest(TestCase):
             weights = [shards.relayout(w, {} if stay else {0: "expert"}) for w in weights]
             with tf.GradientTape() as tape:
                 tape.watch([rows, *weights])
-                sent = group_by(group, G)
-                output = apply_grouped_mesh(function, rows, sent, weights, move, capacity, recompute)
+                groups = group_by(group, G)
+                output = apply_grouped_mesh(function, rows, groups, weights, move, capacity, recompute)
             return output, *tape.gradient(output, [rows, *weights], d_output)
 
         program = Program(strategy, run)
@@ -116,28 +116,28 @@ class GroupedMeshTest(TestCase):
 
     def test_bfloat16_of_many_rounds(self):
         """Parts of one sign, all alike: in bfloat16 their sum would stop growing at 256 of them."""
-        strategy, size, groups = strategy_on(2), 2816, 128  # a round is 8 rows of a device
+        strategy, size, num_groups = strategy_on(2), 2816, 128  # a round is 8 rows of a device
 
         def run(rows, group, weight, d_output):
             rows, group, d_output = (strategy.shards.relayout_tokens(x) for x in (rows, group, d_output))
             weight = strategy.shards.relayout(weight, {0: "expert"})
             with tf.GradientTape() as tape:
                 tape.watch(weight)
-                sent = group_by(group, groups)
-                output = apply_grouped_mesh(tf.matmul, rows, sent, [weight], Exchange(strategy.shards))
+                groups = group_by(group, num_groups)
+                output = apply_grouped_mesh(tf.matmul, rows, groups, [weight], Exchange(strategy.shards))
             return tape.gradient(output, weight, d_output)
 
         rows, weight, d_output = (
             tf.cast(x, "bfloat16")
             for x in (
                 np.tile(self.normal(D), (2, 1, size, 1)),
-                self.normal(groups, D, O),
+                self.normal(num_groups, D, O),
                 np.tile(self.normal(O), (2, 1, size, 1)),
             )
         )
         group = np.full((2, 1, size), 3, "int32")
         got = Program(strategy, run)(rows, group, weight, d_output)
-        want = np.zeros((groups, D, O))
+        want = np.zeros((num_groups, D, O))
         want[3] = np.einsum("nrmd,nrmo->do", *(tf.cast(x, "float32") for x in (rows, d_output)))
         self.assertAllClose(got.astype("float32"), want, rtol=2**-6)
 
@@ -153,11 +153,11 @@ class GroupedMeshTest(TestCase):
 
             def run(rows, group, weight, recompute=recompute):
                 rows, weight = strategy.shards.relayout_tokens(rows), strategy.shards.relayout(weight, {0: "expert"})
-                sent = group_by(strategy.shards.relayout_tokens(group), G)
+                groups = group_by(strategy.shards.relayout_tokens(group), G)
                 with tf.GradientTape() as tape:
                     tape.watch(weight)
                     output = apply_grouped_mesh(
-                        counted, rows, sent, [weight], Exchange(strategy.shards), capacity=M, recompute=recompute
+                        counted, rows, groups, [weight], Exchange(strategy.shards), capacity=M, recompute=recompute
                     )
                 return tape.gradient(output, weight)
 

@@ -115,7 +115,7 @@ def dispatch_sharded(
     num_shards, replicas, size, choices = index.shape
     flat = [num_shards, replicas, size * choices]
     priority = tf.reshape(weights, flat) if drop_by == "weight" else None
-    sent = group_by(tf.reshape(index, flat), num_experts, priority)
-    kept = sent.counts if capacity is None else tf.minimum(sent.counts, capacity)
-    dropped = tf.reduce_sum(sent.counts - kept)
-    return ShardedPlan(sent, tf.reshape(sent.place, index.shape), dropped, capacity, shards)
+    groups = group_by(tf.reshape(index, flat), num_experts, priority)
+    kept = groups.counts if capacity is None else tf.minimum(groups.counts, capacity)
+    dropped = tf.reduce_sum(groups.counts - kept)
+    return ShardedPlan(groups, tf.reshape(groups.place, index.shape), dropped, capacity, shards)

@@ -28,19 +28,19 @@ class Window(NamedTuple):
 
     def read(self, values: tf.Tensor) -> tf.Tensor:
         """`(N, R, G, C, D)` -> `(N, R, M, D)`; rows without a place are zero. Without gradient."""
-        shards, replicas, groups, places, width = values.shape
-        return gather_or_zero(tf.reshape(values, [shards, replicas, groups * places, width]), self.place)
+        shards, replicas, num_groups, places, width = values.shape
+        return gather_or_zero(tf.reshape(values, [shards, replicas, num_groups * places, width]), self.place)
 
 
-def make_window(sent: ShardedGroups, start: int | tf.Tensor, places: int) -> Window:
+def make_window(groups: ShardedGroups, start: int | tf.Tensor, places: int) -> Window:
     """The rows from position `start` of each group on, up to `places` of them."""
-    num_groups = sent.counts.shape[-1]
+    num_groups = groups.counts.shape[-1]
     column = start + tf.reshape(tf.range(places), [1, 1, 1, places])
-    row = tf.expand_dims(sent.starts, -1) + column
-    row = tf.where(column < tf.expand_dims(sent.counts, -1), row, tf.fill(row.shape, -1))
+    row = tf.expand_dims(groups.starts, -1) + column
+    row = tf.where(column < tf.expand_dims(groups.counts, -1), row, tf.fill(row.shape, -1))
 
-    index = tf.reshape(tf.range(sent.group.shape[-1]), [1, 1, sent.group.shape[-1]])
-    position = index - gather_or_zero(sent.starts, sent.group) - start
-    held = tf.logical_and(sent.group < num_groups, tf.logical_and(position >= 0, position < places))
-    place = tf.where(held, sent.group * places + position, tf.fill(position.shape, -1))
+    index = tf.reshape(tf.range(groups.group.shape[-1]), [1, 1, groups.group.shape[-1]])
+    position = index - gather_or_zero(groups.starts, groups.group) - start
+    held = tf.logical_and(groups.group < num_groups, tf.logical_and(position >= 0, position < places))
+    place = tf.where(held, groups.group * places + position, tf.fill(position.shape, -1))
     return Window(row, place)

@@ -39,11 +39,11 @@ def _on_mesh(tokens, group, kernel, shards: Shards):
     choices = group.shape[-1]
     tokens, group = shards.split(tokens), shards.split(group)
     num_shards, replicas, size, _ = group.shape
-    sent = device_groups.group_by(tf.reshape(group, [num_shards, replicas, size * choices]), kernel.shape[0])
-    slots = tf.reshape(sent.place, group.shape)
-    rows = device_rows.take_rows(tokens, tf.math.floordiv(sent.order, choices), slots)
-    products = apply_grouped_mesh(_matmul_each, rows, sent, [kernel], Stay())
-    products = device_rows.take_rows(products, sent.place, tf.expand_dims(sent.order, -1))
+    groups = device_groups.group_by(tf.reshape(group, [num_shards, replicas, size * choices]), kernel.shape[0])
+    slot = tf.reshape(groups.place, group.shape)
+    rows = device_rows.take_rows(tokens, tf.math.floordiv(groups.order, choices), slot)
+    products = apply_grouped_mesh(_matmul_each, rows, groups, [kernel], Stay())
+    products = device_rows.take_rows(products, groups.place, tf.expand_dims(groups.order, -1))
     return shards.join(tf.reshape(products, [num_shards, replicas, size, choices, kernel.shape[-1]]))
 
 

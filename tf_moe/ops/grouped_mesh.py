@@ -23,7 +23,7 @@ from tf_moe.ops.sum_dtype import sum_dtype
 def apply_grouped_mesh(
     function: Callable[..., tf.Tensor],
     rows: tf.Tensor,
-    sent: ShardedGroups,
+    groups: ShardedGroups,
     weights: Sequence[tf.Tensor],
     move: Exchange | Stay,
     capacity: int | None = None,
@@ -34,7 +34,7 @@ def apply_grouped_mesh(
     Args:
         function: As in `apply_grouped`; under `Stay` its first argument is `(N, R, G, C, D)`.
         rows: `(N, R, M, D)`, sorted by group on each device.
-        sent: How they are sorted.
+        groups: How they are sorted.
         weights: Tensors `(G, ...)`.
         move: `Exchange` if the weights are split over the shards, `Stay` if every device has all of them.
         capacity: None to compute every row; else only the first `capacity` rows of a group on each device.
@@ -43,19 +43,19 @@ def apply_grouped_mesh(
     Returns:
         `(N, R, M, O)`, sorted as the rows are; zero for rows of no group and for those beyond `capacity`.
     """
-    at_once, a_round = (capacity, None) if capacity else sizes(rows.shape[2], sent.counts.shape[-1])
-    block = make_window(sent, 0, at_once)
+    at_once, a_round = (capacity, None) if capacity else sizes(rows.shape[2], groups.counts.shape[-1])
+    block = make_window(groups, 0, at_once)
     in_block = keep_nothing(function) if recompute else function
 
     def loop(body, *variables):
         """Run body(window, *variables) for every round."""
         if a_round is None:
             return variables
-        beyond = tf.maximum(tf.reduce_max(sent.counts) - at_once, 0)
+        beyond = tf.maximum(tf.reduce_max(groups.counts) - at_once, 0)
         turns = tf.math.floordiv(beyond + a_round - 1, a_round)
 
         def turn(n, *variables):
-            return n + 1, *body(make_window(sent, at_once + n * a_round, a_round), *variables)
+            return n + 1, *body(make_window(groups, at_once + n * a_round, a_round), *variables)
 
         return tf.while_loop(lambda n, *_: n < turns, turn, (tf.constant(0), *variables))[1:]
 
