@@ -45,8 +45,8 @@ class GroupsTest(TestCase):
 
             def function(values, index, groups=groups):
                 relayout = strategy.shards.relayout_tokens
-                device = sum_by_group(relayout(values), relayout(index), groups, "nrm")
-                return device, sum_by_group(values[:, 0], index[:, 0], groups, "tk")
+                device = sum_by_group(relayout(values), relayout(index), groups, "nrm->nr")
+                return device, sum_by_group(values[:, 0], index[:, 0], groups, "tk->")
 
             values = self.normal(2, 1, M)
             index = self.rng.integers(0, groups + 1, values.shape).astype("int32")  # the last is of no group

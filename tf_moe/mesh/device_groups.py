@@ -45,27 +45,28 @@ def group_by(index: tf.Tensor, num_groups: int, priority: tf.Tensor | None = Non
         then = tf.argsort(tf.gather(index, first, batch_dims=2, axis=2), axis=-1, stable=True)
         order = tf.gather(first, then, batch_dims=2, axis=2)
     group = tf.gather(index, order, batch_dims=2, axis=2)
-    counts = tf.cast(sum_by_group(tf.ones_like(index, tf.float32), index, num_groups, "nrm"), tf.int32)
+    counts = tf.cast(sum_by_group(tf.ones_like(index, tf.float32), index, num_groups, "nrm->nr"), tf.int32)
     # A scatter would invert the permutation faster, but for it DTensor collects the permutations of all devices.
     return ShardedGroups(order, tf.argsort(order, axis=-1), group, counts)
 
 
-def sum_by_group(values: tf.Tensor, index: tf.Tensor, num_groups: int, axes: str) -> tf.Tensor:
+def sum_by_group(values: tf.Tensor, index: tf.Tensor, num_groups: int, sums: str) -> tf.Tensor:
     """Sum of the values of each group, as a matrix product: DTensor collects all devices' data for a segment sum.
 
     A group's number is written in two digits, and the sum over items of the outer products of the two digits' one-hot
     vectors has a cell for every group. That is G multiply-adds an item.
 
     Args:
-        values: Float32, with one dimension for every letter in `axes`.
+        values: Float32, with one dimension for every letter before the arrow in `sums`.
         index: Int32, of the same shape; numbers outside 0..G-1 belong to no group.
         num_groups: Number of groups G.
-        axes: "nrm" sums over m on each device, `(N, R, G)`; "tk" sums over both, `(G,)`.
+        sums: Which dimensions are summed over, as `tf.einsum` has it: "nrm->nr" sums over m on each device,
+            `(N, R, G)`; "tk->" over all, `(G,)`.
     """
     base = math.isqrt(num_groups - 1) + 1
     high = tf.one_hot(tf.math.floordiv(index, base), base)
     low = tf.one_hot(tf.math.floormod(index, base), base) * tf.expand_dims(values, -1)
-    kept = axes[:-1] if axes == "nrm" else ""
+    axes, kept = sums.split("->")
     total = tf.einsum(f"{axes}a,{axes}b->{kept}ab", high, low)
     total = tf.reshape(total, [*total.shape[:-2], base * base])
     # Not a slice, whose gradient under XLA is an operation that DTensor does not know.

@@ -15,7 +15,7 @@ def sum_by_group(values: tf.Tensor, index: tf.Tensor, num_groups: int) -> tf.Ten
         num_groups: Number of groups G.
     """
     if current_shards():
-        return device_groups.sum_by_group(values, index, num_groups, "tk")
+        return device_groups.sum_by_group(values, index, num_groups, "tk->")
     return tf.math.unsorted_segment_sum(tf.reshape(values, [-1]), tf.reshape(index, [-1]), num_groups)
 
 
