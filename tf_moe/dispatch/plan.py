@@ -49,8 +49,8 @@ class Plan(NamedTuple):
     def dispatch(self, tokens: tf.Tensor) -> tf.Tensor:
         """Tokens `(T, D)` -> the experts' buffer `(S, D)`; empty rows are zero."""
         choices = tf.shape(self.slot)[1]
-        source = tf.where(self.assignment < 0, -1, tf.math.floordiv(self.assignment, choices))
-        return take_rows(tokens, source, self.slot)
+        token = tf.math.floordiv(self.assignment, choices)  # of none, -1, it is -1
+        return take_rows(tokens, token, self.slot)
 
     def combine(self, outputs: tf.Tensor, combine_weights: tf.Tensor) -> tf.Tensor:
         """Buffer `(S, D)` and weights `(T, K)` -> float32 `(T, D)`, the weighted sum of each token's outputs."""

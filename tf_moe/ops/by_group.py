@@ -28,8 +28,8 @@ def matmul_by_group(tokens: tf.Tensor, group: tf.Tensor, kernel: tf.Tensor) -> t
         return _on_mesh(tokens, group, kernel, shards)
     size, choices = tf.shape(tokens)[0], group.shape[-1]
     layout = make_buffer_layout(tf.reshape(group, [-1]), kernel.shape[0])
-    source = tf.where(layout.item < 0, -1, tf.math.floordiv(layout.item, choices))
-    rows = take_rows(tokens, source, tf.reshape(layout.row, [size, choices]))
+    token = tf.math.floordiv(layout.item, choices)  # of none, -1, it is -1
+    rows = take_rows(tokens, token, tf.reshape(layout.row, [size, choices]))
     products = apply_grouped(fastest_matmul(), rows, layout.counts, [kernel], layout.places)
     products = take_rows(products, layout.row, tf.expand_dims(layout.item, -1))  # in the order of the tokens
     return tf.reshape(products, [size, choices, kernel.shape[-1]])
