@@ -3,7 +3,7 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from tests.base import TestCase
-from tf_moe.ops.recompute import recompute
+from tf_moe.ops.recompute import recomputed
 
 
 def two_layers(x, first, second):
@@ -33,7 +33,7 @@ class RecomputeTest(TestCase):
         d_output = 3 * output**2
         d_hidden = d_output @ second.T * (1 - hidden**2)
         expected = (output**3).sum(), d_hidden @ first.T, x.T @ d_hidden, hidden.T @ d_output
-        run = loss_and_gradients(recompute(two_layers))
+        run = loss_and_gradients(recomputed(two_layers))
         for name, form in {
             "eager": run,
             "graph": tf.function(run),
@@ -44,7 +44,7 @@ class RecomputeTest(TestCase):
                     self.assertAllClose(value, want, rtol=1e-3, atol=1e-3)
 
     def test_an_argument_without_influence_gets_zeros(self):
-        run = loss_and_gradients(recompute(lambda x, w, unused: tf.matmul(x, w)))
+        run = loss_and_gradients(recomputed(lambda x, w, unused: tf.matmul(x, w)))
         self.assertAllEqual(run(*self.inputs)[-1], np.zeros((4, 2)))
 
     def test_computed_twice_eagerly(self):
@@ -54,13 +54,13 @@ class RecomputeTest(TestCase):
             calls.append(1)
             return two_layers(*inputs)
 
-        loss_and_gradients(recompute(counted))(*self.inputs)
+        loss_and_gradients(recomputed(counted))(*self.inputs)
         self.assertLen(calls, 2)
 
     def test_the_graph_optimizer_does_not_merge_the_two(self):
         # Without the tie to the incoming gradient the optimizer finds the second Tanh equal to the first.
         self.assertEqual(self.tanhs_that_run(two_layers), 1)
-        self.assertEqual(self.tanhs_that_run(recompute(two_layers)), 2)
+        self.assertEqual(self.tanhs_that_run(recomputed(two_layers)), 2)
 
     def tanhs_that_run(self, function):
         step = tf.function(loss_and_gradients(function))
@@ -78,7 +78,7 @@ class RecomputeTest(TestCase):
             step = tf.function(loss_and_gradients(function), jit_compile=True)
             return step.experimental_get_compiler_ir(*self.inputs)(stage="hlo")
 
-        plain, twice = program(two_layers), program(recompute(two_layers))
+        plain, twice = program(two_layers), program(recomputed(two_layers))
         self.assertEqual((plain.count(" tanh("), plain.count(" opt-barrier(")), (1, 0))
         self.assertEqual((twice.count(" tanh("), twice.count(" opt-barrier(")), (2, 1))
 
@@ -95,6 +95,6 @@ class RecomputeTest(TestCase):
             return tf.tanh(tf.matmul(x, w))
 
         plain = tf.function(loss_and_gradients(looped(layer)))(*inputs)[:3]
-        again = tf.function(loss_and_gradients(looped(recompute(layer))))(*inputs)[:3]
+        again = tf.function(loss_and_gradients(looped(recomputed(layer))))(*inputs)[:3]
         for value, want in zip(again, plain, strict=True):
             self.assertAllClose(value, want, rtol=1e-4, atol=1e-5)

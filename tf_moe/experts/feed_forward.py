@@ -16,7 +16,7 @@ from tf_moe.ops.arrangements import Ragged, Stacks
 from tf_moe.ops.grouped import apply_grouped
 from tf_moe.ops.grouped_mesh import apply_grouped_mesh
 from tf_moe.ops.noise import next_seed, uniform
-from tf_moe.ops.recompute import recompute
+from tf_moe.ops.recompute import recomputed
 from tf_moe.ops.stacked_matmul import fastest_matmul, is_slow
 
 
@@ -163,7 +163,7 @@ class FeedForward(QuantizableBank):
             return apply_grouped_mesh(function, rows, counts, weights, move, capacity, self.recompute)
         if capacity is None and not ragged:
             return apply_grouped(function, rows, counts, weights, places, self.recompute)
-        function = recompute(function) if self.recompute else function
+        function = recomputed(function) if self.recompute else function
         stacks_shape = [1, -1] if ragged else [self.num_experts, capacity]
         stack = tf.reshape(rows, [*stacks_shape, rows.shape[-1]])
         return tf.reshape(function(stack, *weights), tf.shape(rows))

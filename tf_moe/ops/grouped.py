@@ -21,7 +21,7 @@ from tf_moe.ops.block import from_block, make_block, to_block
 from tf_moe.ops.chunks import Chunks
 from tf_moe.ops.gradients import with_gradients
 from tf_moe.ops.hot_groups import HotGroups
-from tf_moe.ops.recompute import recompute as keep_nothing
+from tf_moe.ops.recompute import recomputed
 
 Function = Callable[..., tf.Tensor]
 
@@ -53,7 +53,7 @@ def apply_grouped(
     """
     if places is None:
         return _apply_sorted(function, rows, counts, weights, recompute)
-    in_block = keep_nothing(function) if recompute else function
+    in_block = recomputed(function) if recompute else function
     beyond = HotGroups(counts, places)
     held = counts.shape[0] * places
 
@@ -80,7 +80,7 @@ def apply_grouped(
 
 
 def _apply_sorted(function: Function, rows, counts, weights, recompute):
-    in_block = keep_nothing(function) if recompute else function
+    in_block = recomputed(function) if recompute else function
     size = tf.shape(rows)[0]
     beyond = Chunks(counts, size)
     block = make_block(counts, size, beyond.places)

@@ -16,7 +16,7 @@ from tf_moe.mesh.device_groups import ShardedGroups
 from tf_moe.mesh.move import Exchange, Stay
 from tf_moe.mesh.windows import Window, make_window
 from tf_moe.ops.gradients import gradients_of, with_gradients
-from tf_moe.ops.recompute import recompute as keep_nothing
+from tf_moe.ops.recompute import recomputed
 from tf_moe.ops.sum_dtype import sum_dtype
 
 
@@ -45,7 +45,7 @@ def apply_grouped_mesh(
     """
     at_once, a_round = (capacity, None) if capacity else sizes(rows.shape[2], groups.counts.shape[-1])
     block = make_window(groups, 0, at_once)
-    in_block = keep_nothing(function) if recompute else function
+    in_block = recomputed(function) if recompute else function
 
     def loop(body, *variables):
         """Run body(window, *variables) for every round."""

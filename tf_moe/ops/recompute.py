@@ -8,8 +8,8 @@ from tf_moe.ops.gradients import gradients_of
 from tf_moe.ops.xla import compiled_by_xla, not_before
 
 
-def recompute(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """`function(x, *weights)` that keeps only its arguments for the backward pass.
+def recomputed(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """The same `function(x, *weights)`, but it keeps only its arguments for the backward pass.
 
     Unlike `tf.recompute_grad` it copies no weights: only x is tied to the incoming gradient. Under XLA on the CPU it
     saves nothing, since that merges the two computations.
