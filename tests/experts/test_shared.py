@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tests.base import TestCase
 from tf_moe.experts import FeedForward
-from tf_moe.experts.shared import shared_expert
+from tf_moe.experts.shared import make_shared_expert
 
 UNITS, WIDTH = 64, 3
 
@@ -17,7 +17,7 @@ class SharedExpertTest(TestCase):
             "activation": "relu", "use_bias": True, "dropout": 0.0, "seed": 1, "kernel_initializer": "glorot_uniform",
             "kernel_regularizer": None, "kernel_constraint": None, "dtype": "float32",
         }  # fmt: skip
-        return shared_expert(UNITS, WIDTH, **{**settings, **changes})
+        return make_shared_expert(UNITS, WIDTH, **{**settings, **changes})
 
     def test_values(self):
         expert, x = self.make(), self.normal(5, WIDTH)

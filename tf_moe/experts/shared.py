@@ -9,7 +9,7 @@ from tf_moe.ops.bias import add_bias
 HIDDEN_STREAM, OUTPUT_STREAM = 2, 3  # those of the other experts' kernels are 0 and 1, see `FeedForward`
 
 
-def shared_expert(
+def make_shared_expert(
     units: int,
     width: int,
     *,

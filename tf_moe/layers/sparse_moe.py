@@ -10,7 +10,7 @@ from tf_moe import checks, gates
 from tf_moe.dispatch import DROP_BY, Plan, ShardedPlan
 from tf_moe.dispatch.make_plan import make_plan
 from tf_moe.experts.policies import policy_with_parts
-from tf_moe.experts.shared import shared_expert
+from tf_moe.experts.shared import make_shared_expert
 from tf_moe.gates.ids import check_ids
 from tf_moe.gates.routing import Routing, dense_gates
 from tf_moe.initializers import Initializer
@@ -275,7 +275,7 @@ class SparseMoE(keras.layers.Layer):
             if not part.built:  # a gate may be shared with another layer
                 part.build((None, width))
         if self.shared_expert_hidden is not None:
-            self.shared_expert = shared_expert(
+            self.shared_expert = make_shared_expert(
                 self.shared_expert_hidden,
                 width,
                 activation=self.activation,
