@@ -53,7 +53,7 @@ class Chunks:
         d_output: tf.Tensor,
         d_rows: tf.Tensor,
         d_weights: Sequence[tf.Tensor],
-    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    ) -> list[tf.Tensor]:
         """Gradients of the block's rows and the weights, completed by those of the others."""
         rows, d_output = _with_one_more(rows), _with_one_more(d_output)
 
@@ -68,7 +68,7 @@ class Chunks:
 
         sums = [tf.cast(d, sum_dtype(d.dtype)) for d in d_weights]
         _, d_rows, *sums = self._loop(body, d_rows, *sums)
-        return d_rows[:-1], [tf.cast(d, w.dtype) for d, w in zip(sums, weights, strict=True)]
+        return [d_rows[:-1], *(tf.cast(d, w.dtype) for d, w in zip(sums, weights, strict=True))]
 
     def _loop(self, body, rows, *others):
         """Run body for every chunk; the rows get one more at their end."""

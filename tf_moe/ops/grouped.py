@@ -71,8 +71,7 @@ def apply_grouped(
         def gradient(d_output):
             d_block, *d_weights = gradients(d_output[:held])
             d_block = tf.reshape(d_block, [held, rows.shape[-1]])
-            d_rows, d_weights = beyond.add_gradients(function, rows, weights, d_output, d_block, d_weights)
-            return d_rows, *d_weights
+            return beyond.add_gradients(function, rows, weights, d_output, d_block, d_weights)
 
         return beyond.add_outputs(function, rows, weights, output), gradient
 
@@ -94,8 +93,7 @@ def _apply_sorted(function: Function, rows, counts, weights, recompute):
 
         def gradient(d_output):
             d_rows, *d_weights = gradients(d_output)
-            d_rows, d_weights = beyond.add_gradients(function, rows, weights, d_output, d_rows, d_weights)
-            return d_rows, *d_weights
+            return beyond.add_gradients(function, rows, weights, d_output, d_rows, d_weights)
 
         return beyond.add_outputs(function, rows, weights, output), gradient
 

@@ -51,7 +51,7 @@ class HotGroups:
         d_output: tf.Tensor,
         d_block: tf.Tensor,
         d_weights: Sequence[tf.Tensor],
-    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    ) -> list[tf.Tensor]:
         """Gradients of the block's rows `(G * C, D)` and of the weights, completed by those of the other rows."""
         in_place = [owns_its_memory(d) for d in d_weights]
 
@@ -68,8 +68,7 @@ class HotGroups:
             _, pieces, *totals = self._loop(body, self._pieces(d_block), *d_weights)
             return [self._join(d_block, pieces), *totals]
 
-        d_rows, *d_weights = tf.cond(self._turns > 0, complete, lambda: [d_block, *d_weights])
-        return d_rows, d_weights
+        return tf.cond(self._turns > 0, complete, lambda: [d_block, *d_weights])
 
     def _loop(self, body, *variables):
         return tf.while_loop(lambda n, *_: n < self._turns, body, (0, *variables), parallel_iterations=1)
