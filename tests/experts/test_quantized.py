@@ -6,8 +6,9 @@ import tensorflow as tf
 
 from tests.base import TestCase
 from tf_moe.distribute import ExpertParallelStrategy
-from tf_moe.experts import FeedForward, feed_forward
-from tf_moe.experts.quantized import Quantized, matmul_each, quantize_stack
+from tf_moe.experts import FeedForward
+from tf_moe.experts import quantized as module
+from tf_moe.experts.quantized import Quantized, matmul_quantized, quantize_stack
 
 
 def size_of(layer):
@@ -46,9 +47,9 @@ class QuantizeStackTest(TestCase):
         x, kernel = self.normal(5, 4, 6), self.rng.integers(-127, 128, (5, 6, 3)).astype("int8")
         scale = np.exp(self.normal(5, 3))
         expected = np.einsum("eni,eio->eno", x.astype("float64"), kernel / scale[:, None].astype("float64"))
-        quantized = Quantized(tf.constant(kernel), tf.constant(scale))
-        self.assertAllClose(matmul_each(tf.constant(x), quantized), expected, rtol=1e-4, atol=1e-3)
-        self.assertEqual(matmul_each(tf.cast(x, tf.bfloat16), quantized).dtype, tf.bfloat16)
+        stack = Quantized(tf.constant(kernel), tf.constant(scale))
+        self.assertAllClose(matmul_quantized(tf.constant(x), stack), expected, rtol=1e-4, atol=1e-3)
+        self.assertEqual(matmul_quantized(tf.cast(x, tf.bfloat16), stack).dtype, tf.bfloat16)
 
 
 class QuantizedBankTest(TestCase):
@@ -78,7 +79,12 @@ class QuantizedBankTest(TestCase):
         layer.quantize("int8")
         expected = self.expected(layer, rows)
         seen = []
-        with mock.patch.object(feed_forward, "matmul_each", lambda x, k, _: seen.append(k.kernel) or matmul_each(x, k)):
+
+        def matmul(x, kernel):
+            seen.append(kernel.kernel)
+            return matmul_quantized(x, kernel)
+
+        with mock.patch.object(module, "matmul_quantized", matmul):
             for run in (layer, tf.function(layer)):
                 self.assertAllClose(run(tf.constant(rows), self.COUNTS), expected, rtol=1e-4, atol=1e-4)
             spread = tf.reshape(tf.tile(rows[:7], [4, 1]), [28, 6])

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_moe import checks
 from tf_moe.experts.constraints import ConstrainEach
-from tf_moe.experts.quantized import QuantizableBank, matmul_each
+from tf_moe.experts.quantized import QuantizableBank
 from tf_moe.initializers import Initializer, PerExpert
 from tf_moe.mesh.device_groups import ShardedGroups
 from tf_moe.mesh.move import Exchange
@@ -156,7 +156,7 @@ class FeedForward(QuantizableBank):
         arrangement = Ragged(counts) if ragged else Stacks(matmul)
 
         def function(x, *slices):
-            return self.compute(x, **dict(zip(stacks, slices, strict=True)), arrangement=arrangement)
+            return self.compute(x, arrangement, **dict(zip(stacks, slices, strict=True)))
 
         if on_mesh:
             move = Exchange(shards_of(self.hidden_kernel))
@@ -185,23 +185,15 @@ class FeedForward(QuantizableBank):
         return shards.relayout(scale, {0: EXPERT}) if shards else scale
 
     def compute(
-        self,
-        x,
-        hidden_kernel,
-        output_kernel,
-        hidden_bias=None,
-        output_bias=None,
-        unit_scale=None,
-        arrangement: Stacks | Ragged | None = None,
+        self, x, arrangement, hidden_kernel, output_kernel, hidden_bias=None, output_bias=None, unit_scale=None
     ):
-        arrangement = arrangement or Stacks()
-        hidden = matmul_each(x, hidden_kernel, arrangement.matmul)
+        hidden = arrangement.matmul(x, hidden_kernel)
         if hidden_bias is not None:
             hidden = arrangement.add(hidden, hidden_bias)
         hidden = self._activate(hidden)
         if unit_scale is not None:
             hidden = arrangement.scale(hidden, unit_scale)
-        output = matmul_each(hidden, output_kernel, arrangement.matmul)
+        output = arrangement.matmul(hidden, output_kernel)
         return output if output_bias is None else arrangement.add(output, output_bias)
 
     def _activate(self, hidden):

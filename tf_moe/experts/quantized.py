@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tf_moe.experts.policies import policy_of
 from tf_moe.mesh.shards import shards_of
+from tf_moe.ops.arrangements import Ragged, Stacks
 from tf_moe.ops.one_by_one import apply_one_by_one
 
 
@@ -24,14 +25,12 @@ class Quantized(NamedTuple):
     scale: tf.Tensor
 
 
-def matmul_each(x: tf.Tensor, kernel: tf.Tensor | Quantized, matmul: Callable = tf.matmul) -> tf.Tensor:
+def matmul_quantized(x: tf.Tensor, kernel: Quantized) -> tf.Tensor:
     """Each expert's rows times its kernel, `(E, n, D)`, `(E, D, O)` -> `(E, n, O)`, in the rows' dtype.
 
-    Floats are multiplied by `matmul`, for which rows may stand otherwise, see `tf_moe.ops.arrangements`. Integers are
-    cast as they are, and the product is scaled: it has fewer numbers than the kernel, where rows are fewer than D.
+    Integers are cast as they are, and the product is scaled: it has fewer numbers than the kernel, where rows are fewer
+    than D.
     """
-    if not isinstance(kernel, Quantized):
-        return matmul(x, kernel)
     product = tf.matmul(x, tf.cast(kernel.kernel, x.dtype))
     return product / tf.cast(tf.expand_dims(kernel.scale, 1), x.dtype)
 
@@ -85,9 +84,9 @@ class QuantizableBank(keras.layers.Layer):
         """The names of the biases, which stay as they are."""
         return []
 
-    def compute(self, x: tf.Tensor, **weights: tf.Tensor | Quantized) -> tf.Tensor:
-        """`(E, n, D)` -> `(E, n, D)`, each expert's rows with its slice of the weights."""
-        raise NotImplementedError(f"{type(self).__name__} must implement compute(x, **weights).")
+    def compute(self, x: tf.Tensor, arrangement: Stacks | Ragged, **weights: tf.Tensor | Quantized) -> tf.Tensor:
+        """Rows that stand as `arrangement` says, each with its expert's slice of the weights; of the same shape."""
+        raise NotImplementedError(f"{type(self).__name__} must implement compute(x, arrangement, **weights).")
 
     def add_quantized_kernels(self, width: int) -> None:
         """Add zeros in place of kernels, and scales of the name `<kernel>_scale`."""
@@ -160,7 +159,7 @@ class QuantizableBank(keras.layers.Layer):
         def function(x, *slices):
             weights = dict(zip(names, slices, strict=True))
             weights.update({name: Quantized(weights[name], weights.pop(f"{name}_scale")) for name in kernels})
-            return self.compute(x, **weights)
+            return self.compute(x, Stacks(matmul_quantized), **weights)
 
         return apply_one_by_one(
             function, rows, counts, [tf.convert_to_tensor(getattr(self, name)) for name in names], capacity
