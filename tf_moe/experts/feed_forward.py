@@ -150,23 +150,19 @@ class FeedForward(QuantizableBank):
             stacks["unit_scale"] = self._draw_unit_scale()
         weights = list(stacks.values())
 
-        on_mesh = isinstance(counts, ShardedGroups)
-        ragged = not on_mesh and capacity is None and places is None and not self.takes_block(training)
-        matmul = tf.matmul if on_mesh else fastest_matmul(training)
-        arrangement = Ragged(counts) if ragged else Stacks(matmul)
+        def function(arrangement):
+            return lambda x, *slices: self.compute(x, arrangement, **dict(zip(stacks, slices, strict=True)))
 
-        def function(x, *slices):
-            return self.compute(x, arrangement, **dict(zip(stacks, slices, strict=True)))
-
-        if on_mesh:
+        if isinstance(counts, ShardedGroups):
             move = Exchange(shards_of(self.hidden_kernel))
-            return apply_grouped_mesh(function, rows, counts, weights, move, capacity, self.recompute)
-        if capacity is None and not ragged:
-            return apply_grouped(function, rows, counts, weights, places, self.recompute)
-        function = recomputed(function) if self.recompute else function
-        stacks_shape = [1, -1] if ragged else [self.num_experts, capacity]
-        stack = tf.reshape(rows, [*stacks_shape, rows.shape[-1]])
-        return tf.reshape(function(stack, *weights), tf.shape(rows))
+            return apply_grouped_mesh(function(Stacks()), rows, counts, weights, move, capacity, self.recompute)
+        arrangement, shape = Stacks(fastest_matmul(training)), [self.num_experts, capacity]
+        if capacity is None:
+            if places is not None or self.takes_block(training):
+                return apply_grouped(function(arrangement), rows, counts, weights, places, self.recompute)
+            arrangement, shape = Ragged(counts), [1, -1]
+        apply = recomputed(function(arrangement)) if self.recompute else function(arrangement)
+        return tf.reshape(apply(tf.reshape(rows, [*shape, rows.shape[-1]]), *weights), tf.shape(rows))
 
     def takes_block(self, training: bool = False) -> bool:
         return super().takes_block(training) and not (training and is_slow(self.hidden_kernel.shape))
