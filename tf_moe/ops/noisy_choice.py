@@ -42,21 +42,19 @@ def noisy_top_k(
 
     Reference: section 2.1 and appendix A of Shazeer et al. (2017).
     """
-    weight = None if mask is None else tf.cast(mask, clean_logits.dtype)
+    weight = tf.ones([tf.shape(clean_logits)[0], 1]) if mask is None else tf.expand_dims(tf.cast(mask, tf.float32), -1)
     index, drawn, clean, noise_logits, load = _choose(clean_logits, noise_logits, noise, k, weight)
     stddev = tf.math.softplus(noise_logits)
     highest = clean + drawn * stddev
     # Those that were not chosen are compared with the worst that was, and the chosen with the best that was not.
     best_outside = highest[:, k:]
-    probability = probability_above(best_outside, clean[:, :k], stddev[:, :k])
-    if weight is not None:
-        probability *= tf.expand_dims(weight, -1)
+    probability = weight * probability_above(best_outside, clean[:, :k], stddev[:, :k])
     load += tf.math.unsorted_segment_sum(probability, index[:, :k], clean_logits.shape[-1])
     return index[:, :k], highest[:, :k], load
 
 
 def _choose(clean_logits, noise_logits, noise, k, weight):
-    """What is dense in `noisy_top_k`, with one hand-written gradient for all of it.
+    """What is dense in `noisy_top_k`, with one hand-written gradient for all of it. The weight is `(T, 1)`.
 
     Returns:
         index: Int32 `(T, k + 1)`, of the largest noisy logits.
@@ -64,11 +62,10 @@ def _choose(clean_logits, noise_logits, noise, k, weight):
         load: `(E,)`, that of the tokens for which an expert was not chosen.
     """
     num_experts = clean_logits.shape[-1]
-    weights = [] if weight is None else [tf.expand_dims(weight, -1)]
 
     @tf.custom_gradient
     def choose(clean_logits, noise_logits):
-        def choose_part(start, clean, noise_logits, *weights):
+        def choose_part(start, clean, noise_logits, weight):
             stddev = tf.math.softplus(noise_logits)
             drawn = noise.rows(start, tf.shape(clean)[0], num_experts)
             noisy = clean + drawn * stddev
@@ -76,18 +73,17 @@ def _choose(clean_logits, noise_logits, noise, k, weight):
             worst_inside = tf.gather(noisy, index[:, k - 1 : k], batch_dims=1)
             probability = probability_above(worst_inside, clean, stddev)
             probability = _clear_at(probability, index[:, :k])
-            of_row = weights[0] if weights else tf.ones([tf.shape(clean)[0], 1])
-            load = tf.matmul(of_row, probability, transpose_a=True)
+            load = tf.matmul(weight, probability, transpose_a=True)
             return [index, *(tf.gather(x, index, batch_dims=1) for x in (drawn, clean, noise_logits))], [load]
 
         columns = [tf.TensorSpec([None, k + 1], dtype) for dtype in (tf.int32, tf.float32, tf.float32, tf.float32)]
         # Without gradient: an eager tape would keep all that lies between.
         logits = [tf.stop_gradient(x) for x in (clean_logits, noise_logits)]
-        chosen, (load,) = _by_rows(choose_part, [*logits, *weights], columns, [num_experts])
+        chosen, (load,) = _by_rows(choose_part, [*logits, weight], columns, [num_experts])
         index, drawn = chosen[:2]
 
         def gradient(_d_index, _d_drawn, d_clean, d_noise_logits, d_load):
-            def differentiate(_, clean, noise_logits, index, drawn, d_clean, d_noise_logits, *weights):
+            def differentiate(_, clean, noise_logits, index, drawn, d_clean, d_noise_logits, weight):
                 of_last = [tf.gather(x, index[:, k - 1 : k], batch_dims=1) for x in (clean, noise_logits)]
                 drawn_of_last = drawn[:, k - 1 : k]
                 worst_inside = of_last[0] + drawn_of_last * tf.math.softplus(of_last[1])
@@ -95,9 +91,7 @@ def _choose(clean_logits, noise_logits, noise, k, weight):
                 precision = tf.math.reciprocal(tf.maximum(stddev, SMALLEST_STDDEV))
                 distance = (worst_inside - clean) * precision
                 by_clean = tf.exp(-0.5 * tf.square(distance)) * precision * (d_load * _DENSITY_AT_0)
-                if weights:
-                    by_clean *= weights[0]
-                by_clean = _clear_at(by_clean, index[:, :k])
+                by_clean = _clear_at(by_clean * weight, index[:, :k])
                 moves = tf.where(stddev > SMALLEST_STDDEV, tf.sigmoid(noise_logits), 0.0)
                 # Where logits are huge the distance is infinite and the density 0.
                 by_noise_logits = tf.math.multiply_no_nan(distance, by_clean) * moves
@@ -107,7 +101,7 @@ def _choose(clean_logits, noise_logits, noise, k, weight):
                 d_noise_logits += _at_last(last * drawn_of_last * tf.sigmoid(of_last[1]), k)
                 return [_add_at(by_clean, index, d_clean), _add_at(by_noise_logits, index, d_noise_logits)], []
 
-            rows = [clean_logits, noise_logits, index, drawn, d_clean, d_noise_logits, *weights]
+            rows = [clean_logits, noise_logits, index, drawn, d_clean, d_noise_logits, weight]
             return _by_rows(differentiate, rows, [tf.TensorSpec([None, num_experts])] * 2, [])[0]
 
         return (*chosen, load), gradient
@@ -144,7 +138,7 @@ def _by_rows(
         function: Of the number of the first row, and of rows of each input; it returns a list of what belongs to each
             row, and a list of `(1, S)` that are to be summed.
         inputs: Each `(T, ...)`.
-        of_rows: Of each of the first list for all rows.
+        of_rows: Dtype and trailing shape of each result that has a row for each input row.
         sizes_of_sums: S of each of the second list.
 
     Returns:
