@@ -17,5 +17,5 @@ def multiply_adds(gate: Gate) -> int:
     if not isinstance(gate.num_experts, tuple):
         return size
     groups, per_group = gate.num_experts
-    first = size * groups // (groups + groups * per_group)
+    first = size // (1 + per_group)
     return first + (size - first) * gate.k[0] // groups
