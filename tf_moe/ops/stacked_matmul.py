@@ -48,13 +48,13 @@ def fastest_matmul(training: bool = False) -> Callable[[tf.Tensor, tf.Tensor], t
     """
 
     def matmul(rows, kernel):
-        return _one_by_one(rows, kernel, training) if is_slow(kernel.shape) else tf.matmul(rows, kernel)
+        return _matmul_by_group_in_turn(rows, kernel, training) if is_slow(kernel.shape) else tf.matmul(rows, kernel)
 
     return matmul
 
 
-def _one_by_one(stack, kernel, forward):
-    """Their product, the gradients one group at a time, and where `forward` says so the product too."""
+def _matmul_by_group_in_turn(stack, kernel, training):
+    """Their product, the gradients one group at a time, and in training the product too."""
     groups, size = kernel.shape[0], tf.shape(stack)[1]
     edges = edges_of(tf.fill([groups], size))
 
@@ -76,7 +76,7 @@ def _one_by_one(stack, kernel, forward):
 
         if groups == 1:  # faster for few rows than a stack of one
             return tf.expand_dims(tf.matmul(stack[0], kernel[0]), 0), gradient
-        if forward:
+        if training:
             return stacked(ragged_matmul(flat(stack), kernel, edges)), gradient
         return tf.matmul(stack, kernel), gradient
 
