@@ -43,7 +43,7 @@ def apply_grouped_mesh(
     Returns:
         `(N, R, M, O)`, sorted as the rows are; zero for rows of no group and for those beyond `capacity`.
     """
-    at_once, a_round = (capacity, None) if capacity else sizes(rows.shape[2], groups.counts.shape[-1])
+    at_once, a_round = (capacity, None) if capacity is not None else sizes(rows.shape[2], groups.counts.shape[-1])
     block = make_window(groups, 0, at_once)
     in_block = recomputed(function) if recompute else function
 
