@@ -2,7 +2,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.base import TestCase
-from tf_moe.ops.rows import gather_or_zero, sum_rows, take_rows
+from tf_moe.ops.rows import gather_or_none, gather_or_zero, sum_rows, take_rows
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 BFLOAT16 = {"rtol": 2e-2, "atol": 5e-2}
@@ -118,6 +118,9 @@ class RowsTest(TestCase):
         for jit in (None, True):
             self.assertAllEqual(tf.function(gather_or_zero, jit_compile=jit)(x, index), expected)
         self.assertAllEqual(gather_or_zero(tf.range(3) + 5, tf.constant([2, 7])), [7, 0])
+
+    def test_gather_or_none(self):
+        self.assertAllEqual(gather_or_none(tf.range(3) + 5, tf.constant([2, -1, 0])), [7, -1, 5])
 
     def test_gather_or_zero_from_nothing(self):
         # A batch that is masked from end to end has a buffer of no rows.

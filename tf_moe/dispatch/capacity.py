@@ -9,7 +9,7 @@ from tf_moe import checks
 from tf_moe.dispatch.plan import Plan
 from tf_moe.ops.block import held_by_block
 from tf_moe.ops.groups import group_by
-from tf_moe.ops.rows import gather_or_zero
+from tf_moe.ops.rows import gather_or_none
 
 DROP_BY = ("position", "weight")
 """What a full expert can drop: the last tokens, or those with the lowest weights.
@@ -59,7 +59,7 @@ def dispatch_capacity(
     index = tf.reshape(tf.where(assigned, expert_index, num_experts), [-1])
     priority = tf.reshape(combine_weights, [-1]) if drop_by == "weight" else None
     groups = group_by(index, num_experts, priority)
-    assignment = _gather_or_none(groups.order, tf.reshape(held_by_block(groups.starts, groups.counts, capacity), [-1]))
+    assignment = gather_or_none(groups.order, tf.reshape(held_by_block(groups.starts, groups.counts, capacity), [-1]))
     expert = tf.minimum(index, num_experts - 1)
     position = groups.place - tf.gather(groups.starts, expert)
     held = tf.logical_and(index < num_experts, position < capacity)
@@ -73,11 +73,6 @@ def check_drop_by(value: str) -> None:
     """Raise ValueError unless it is one of `DROP_BY`. Any other word would drop by position."""
     if value not in DROP_BY:
         raise ValueError(f"drop_by must be one of {DROP_BY}. Received: drop_by={value!r}.")
-
-
-def _gather_or_none(index: tf.Tensor, at: tf.Tensor) -> tf.Tensor:
-    """`index[at]`, and -1 where `at` is -1."""
-    return tf.where(at < 0, -1, gather_or_zero(index, at))
 
 
 def capacity_of(tokens: int | tf.Tensor, num_experts: int, k: int, capacity_factor: float) -> int | tf.Tensor:

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tf_moe.ops.block import held_by_block
 from tf_moe.ops.groups import Groups, group_by
 from tf_moe.ops.hot_groups import cheapest_places
-from tf_moe.ops.rows import gather_or_zero
+from tf_moe.ops.rows import gather_or_none
 from tf_moe.ops.xla import compiled_by_xla
 
 
@@ -65,5 +65,5 @@ def _with_block(index, place, groups: Groups, total, places):
     sorted_group = tf.gather(group, groups.order[:total])
     sorted_position = tf.range(total) - tf.gather(groups.starts, sorted_group)
     left = tf.boolean_mask(groups.order[:total], sorted_position >= places)
-    item = tf.where(held < 0, -1, gather_or_zero(groups.order, held))
-    return BufferLayout(tf.concat([item, left], 0), row, groups.counts, places)
+    in_block = gather_or_none(groups.order, held)
+    return BufferLayout(tf.concat([in_block, left], 0), row, groups.counts, places)

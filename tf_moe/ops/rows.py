@@ -68,6 +68,11 @@ def gather_or_zero(x: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     return tf.gather(padded, tf.where(_inside(x, index), index, size))
 
 
+def gather_or_none(index: tf.Tensor, at: tf.Tensor) -> tf.Tensor:
+    """`index[at]` of a list of numbers, -1 where `at` is -1."""
+    return tf.where(at < 0, -1, gather_or_zero(index, at))
+
+
 def _gather_most(x: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     """The same, faster for a large x and indices that are often all inside it."""
     inside = tf.reduce_all(_inside(x, index))
