@@ -6,7 +6,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from tf_moe.mesh.shards import initialized_experts
+from tf_moe.mesh.new_variables import initialized_experts
 
 __all__ = ["PerExpert"]
 
@@ -49,7 +49,7 @@ class PerExpert(keras.initializers.Initializer):
     def __call__(self, shape, dtype=None):
         """Values of shape `shape`, whose first axis is the experts'.
 
-        Inside `tf_moe.mesh.shards.initializing(start, stop)` just those of these experts, with the same numbers.
+        Inside `tf_moe.mesh.new_variables.initializing(start, stop)` just those of these experts, with the same numbers.
         """
         start, stop = initialized_experts() or (0, shape[0])
         if self._can_be_stacked(shape) and math.prod(shape) <= LARGEST_DRAW:

@@ -12,7 +12,7 @@ from absl.testing import parameterized
 from tests.base import TestCase
 from tf_moe.gates import NoisyTopK
 from tf_moe.layers import LSTM, SampledSoftmax, SampledSoftmaxLoss, SparseMoE
-from tf_moe.mesh.shards import experts_of_new_variables, split_over_experts
+from tf_moe.mesh.new_variables import experts_of_new_variables, split_over_experts
 
 THREADS = 4
 

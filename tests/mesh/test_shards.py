@@ -73,18 +73,6 @@ class ShardsTest(TestCase):
         for v in (tf.Variable(1.0), keras.Variable(np.zeros(2)), None):
             self.assertIsNone(module.shards_of(v))
 
-    def test_scopes_end(self):
-        scopes = {
-            module.experts_of_new_variables: (lambda: module.split_over_experts(6), 6),
-            module.initialized_experts: (lambda: module.initializing(2, 4), (2, 4)),
-        }
-        for ask, (scope, expected) in scopes.items():
-            self.assertIsNone(ask())
-            with self.assertRaises(KeyError), scope():
-                self.assertEqual(ask(), expected)
-                raise KeyError
-            self.assertIsNone(ask())
-
     def test_layouts_of_experts(self):
         mesh = dtensor.create_mesh([("replica", 2), ("expert", 2)], devices=[f"CPU:{n}" for n in range(4)])
         for rank in (1, 3):

@@ -6,7 +6,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
-from tf_moe.mesh.shards import EXPERT, Shards, experts_of_new_variables, initializing
+from tf_moe.mesh.new_variables import experts_of_new_variables, initializing
+from tf_moe.mesh.shards import EXPERT, Shards
 
 
 class MeshVariable(dtensor.DVariable):

@@ -11,7 +11,8 @@ from tf_moe.experts.quantized import QuantizableBank
 from tf_moe.initializers import Initializer, PerExpert
 from tf_moe.mesh.device_groups import ShardedGroups
 from tf_moe.mesh.move import Exchange
-from tf_moe.mesh.shards import EXPERT, shards_of, split_over_experts
+from tf_moe.mesh.new_variables import split_over_experts
+from tf_moe.mesh.shards import EXPERT, shards_of
 from tf_moe.ops.arrangements import Ragged, Stacks
 from tf_moe.ops.grouped import apply_grouped
 from tf_moe.ops.grouped_mesh import apply_grouped_mesh

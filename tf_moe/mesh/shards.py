@@ -12,8 +12,6 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 REPLICA, EXPERT = "replica", "expert"
-_over_experts: contextvars.ContextVar[int | None] = contextvars.ContextVar("over_experts", default=None)
-_slice: contextvars.ContextVar[tuple[int, int] | None] = contextvars.ContextVar("slice", default=None)
 _current: contextvars.ContextVar["Shards | None"] = contextvars.ContextVar("shards", default=None)
 
 
@@ -34,7 +32,7 @@ class Shards:
         self.replicas = mesh.dim_size(REPLICA) if REPLICA in mesh.dim_names else 1
         self.shards = mesh.dim_size(EXPERT)
         self.devices = self.replicas * self.shards
-        # DTensor splits a dimension over one axis only, so a batch is split over the longer one.
+        # A batch is one dimension, so it is split over one axis: the longer one.
         self.batch_axis = REPLICA if self.replicas > self.shards else EXPERT
         self.batch_pieces = max(self.replicas, self.shards)
 
@@ -99,7 +97,7 @@ def _swap_first_two(x):
     return tf.transpose(x, [1, 0, *range(2, x.shape.rank)])
 
 
-def shards_of(variable: keras.Variable | tf.Variable) -> Shards | None:
+def shards_of(variable: keras.Variable | tf.Variable | None) -> Shards | None:
     """The shards of the mesh a variable is on; None if it is on none."""
     # Not `value`, which under mixed precision is a copy in another dtype.
     variable = getattr(variable, "_value", variable)
@@ -112,40 +110,10 @@ def current_shards() -> Shards | None:
 
 
 @contextlib.contextmanager
-def computed_where(variable: keras.Variable | tf.Variable) -> Iterator[Shards | None]:
-    """Inside, `current_shards` are those of this variable."""
+def computed_where(variable: keras.Variable | tf.Variable | None) -> Iterator[Shards | None]:
+    """Inside, `current_shards` are those of this variable, and none if that is None."""
     token = _current.set(shards_of(variable))
     try:
         yield _current.get()
     finally:
         _current.reset(token)
-
-
-@contextlib.contextmanager
-def split_over_experts(num_experts: int) -> Iterator[None]:
-    """Variables made inside have this many experts as their first axis, to be split over the shards of a mesh."""
-    token = _over_experts.set(num_experts)
-    try:
-        yield
-    finally:
-        _over_experts.reset(token)
-
-
-def experts_of_new_variables() -> int | None:
-    """Number of experts that the first axis of a variable made here stands for; None if it does not."""
-    return _over_experts.get()
-
-
-@contextlib.contextmanager
-def initializing(start: int, stop: int) -> Iterator[None]:
-    """Initializers called inside make just the values of experts `start` to `stop`."""
-    token = _slice.set((start, stop))
-    try:
-        yield
-    finally:
-        _slice.reset(token)
-
-
-def initialized_experts() -> tuple[int, int] | None:
-    """First expert and the one after the last whose values are to be made here; None for all."""
-    return _slice.get()
