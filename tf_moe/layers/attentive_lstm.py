@@ -126,7 +126,7 @@ class AttentiveLSTM(keras.layers.Layer):
         checks.same_batch(inputs=inputs, source=source)
         if inputs.shape[1] == 0:
             raise ValueError(f"inputs must have a step at least. Received: inputs of shape {tuple(inputs.shape)}.")
-        buffers = buffers_for(cell.recurrent_kernel._value)
+        buffers = buffers_for(cell.recurrent_kernel)
         inputs, source = tf.cast(inputs, self.compute_dtype), tf.cast(source, self.compute_dtype)
         mask = None if inputs_mask is None else tf.transpose(checks.mask(inputs_mask, inputs))
         source_mask = None if source_mask is None else checks.mask(source_mask, source)

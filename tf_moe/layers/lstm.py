@@ -134,7 +134,7 @@ class LSTM(keras.layers.LSTM):
             return super().inner_loop(sequences, initial_state, mask, training=training)
         cell, mask = self.cell, _time_major(mask, sequences)
         _check_state(initial_state, sequences, cell.state_size)
-        buffers = buffers_for(cell.recurrent_kernel._value)  # `value` may be a copy in another dtype
+        buffers = buffers_for(cell.recurrent_kernel)
         sequences = tf.transpose(tf.cast(sequences, self.compute_dtype), [1, 0, 2])
         if self.go_backwards:
             sequences, mask = buffers.reverse(sequences), None if mask is None else buffers.reverse(mask)

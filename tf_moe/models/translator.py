@@ -275,7 +275,7 @@ class Translator(keras.Model):
 
     def _reversed(self, x):
         """The steps of x (B, S, D) in reverse order."""
-        buffers = buffers_for(self.encoder_backward.cell.recurrent_kernel._value)
+        buffers = buffers_for(self.encoder_backward.cell.recurrent_kernel)
         return tf.transpose(buffers.reverse(tf.transpose(x, [1, 0, 2])), [1, 0, 2])
 
     def initial_state(self, rows: int | tf.Tensor) -> DecoderState:

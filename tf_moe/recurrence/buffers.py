@@ -1,7 +1,9 @@
 """Where a loop over time keeps one tensor a step: in a TensorArray, or in a static tensor."""
 
+import keras
 import tensorflow as tf
-from tensorflow.experimental import dtensor
+
+from tf_moe.mesh.shards import shards_of
 
 
 class ListBuffers:
@@ -98,6 +100,6 @@ class StaticBuffers:
         return tf.einsum("tbd,tbk->dk", x, dy)
 
 
-def buffers_for(variable: tf.Variable) -> type[ListBuffers] | type[StaticBuffers]:
+def buffers_for(variable: keras.Variable | tf.Variable) -> type[ListBuffers] | type[StaticBuffers]:
     """The buffers of a loop that reads `variable`: static ones if it lives on a DTensor mesh."""
-    return StaticBuffers if isinstance(variable, dtensor.DVariable) else ListBuffers
+    return StaticBuffers if shards_of(variable) else ListBuffers
