@@ -84,7 +84,7 @@ class LayerBank(keras.layers.Layer):
     def call(
         self,
         rows: tf.Tensor,
-        counts: tf.Tensor,
+        counts: tf.Tensor | ShardedGroups,
         capacity: int | tf.Tensor | None = None,
         places=None,
         training: bool = False,
