@@ -1,4 +1,4 @@
-"""Dispatchers: from a Routing to moved tokens and back. They hold no weights."""
+"""Dispatchers: from each token's experts and their combine weights to moved tokens and back. They hold no variables."""
 
 from tf_moe.dispatch.capacity import DROP_BY, capacity_of, dispatch_capacity
 from tf_moe.dispatch.plan import Plan

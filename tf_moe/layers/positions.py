@@ -39,7 +39,7 @@ def flatten(inputs: tf.Tensor, mask: tf.Tensor | None, gate_id: tf.Tensor | None
 def split_positions(positions: Positions, inputs: tf.Tensor, shards: Shards) -> Positions:
     """On a mesh: split over the devices."""
     if _is_whole(inputs, shards):
-        # They are; but DTensor lays the gradient out as it takes these to be, and guesses wrong after an embedding.
+        # They are whole already, but DTensor guesses their gradient's layout, wrongly after an embedding.
         positions = positions._replace(tokens=shards.whole(positions.tokens))
     return Positions(*(None if part is None else shards.relayout_batch(part) for part in positions))
 

@@ -12,7 +12,7 @@ from tf_moe.mesh.device_rows import gather_or_zero
 
 
 class Window(NamedTuple):
-    """Which place holds which row, in both directions; -1 is none.
+    """Which place holds which row, in both directions; -1 is none. As `ops.block.Block`, but without gradients.
 
     Attributes:
         row: Int32 `(N, R, G, C)`, the row at each place.

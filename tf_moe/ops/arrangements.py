@@ -75,7 +75,9 @@ class Ragged:
         return scale(rows)
 
     def _spread(self, vectors, rows):
-        """The vector of each of these rows; not before there are rows, or the optimizer would keep it for others."""
+        """The vector of each of these rows."""
+        # Not before there are rows: the graph optimizer would merge it with the same gather done before, and keep it in
+        # memory.
         vectors = not_before(tf.stop_gradient(vectors), rows, under_xla=False)
         return tf.expand_dims(tf.gather(tf.pad(vectors, [[0, 1], [0, 0]]), self._group(rows)), 0)
 

@@ -11,7 +11,7 @@ from tf_moe.ops.rows import gather_or_zero
 
 
 class Block(NamedTuple):
-    """Which place holds which row, in both directions; -1 is none.
+    """Which place holds which row, in both directions; -1 is none. As `mesh.windows.Window`, but with gradients.
 
     Attributes:
         row: Int32 `(G, C)`, the row at each place.

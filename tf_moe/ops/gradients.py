@@ -13,8 +13,8 @@ def with_gradients(
     Args:
         function: Of tensors alone.
         inputs: The tensors.
-        persistent: Whether gradients can be asked for more than once. Default True. Otherwise what they take is given
-            back as they are computed, where nothing is traced.
+        persistent: Whether gradients can be asked for more than once. Default True. Otherwise, where nothing is traced,
+            the memory of what they need is freed as they are computed.
     """
     with tf.GradientTape(persistent=persistent) as tape:
         tape.watch(inputs)

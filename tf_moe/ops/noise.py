@@ -10,7 +10,7 @@ from tf_moe.mesh.shards import Shards, current_shards
 # Up to so many, every device draws all numbers and keeps its own, so that they are the same for any number of devices.
 # Beyond, each device draws its own stream: DTensor gives every device a seed of its own.
 LARGEST_COMMON_DRAW = 2**22
-# Rows of which `Noise.rows` can begin at the first alone: what four rows have is always a whole number of draws.
+# `Noise.rows` can begin only at multiples of this: the generator draws four numbers at a time.
 ROWS_OF_A_DRAW = 4
 # 2^32 over the golden ratio: its multiples are far from one another in 32 bits, and as it is odd, never equal.
 _SCATTER = 0x9E3779B1
