@@ -5,7 +5,7 @@ from absl.testing import parameterized
 
 from tests import references
 from tests.base import TestCase
-from tests.gates.helpers import dense, random_weights, set_weights
+from tests.gates.helpers import dense, fix_noise, random_weights, set_weights
 from tf_moe import gates
 from tf_moe.losses import cv_squared
 
@@ -82,6 +82,35 @@ class NormalizeTest(TestCase):
             second = [[references.gate_values(t @ group, k[1], "all") for group in groups] for t in x]
             expected = (expected[:, :, None] * np.array(second)).reshape(20, total)
         self.assertAllClose(gates_found, expected, rtol=1e-4, atol=1e-5)
+
+    def test_over_all_in_training(self):
+        """Over all the noisy logits."""
+        x, noise = self.rng.standard_normal((8, 5)), self.rng.standard_normal((8, 6))
+        gate = random_weights(gates.NoisyTopK(6, 3, normalize="all"), 5, self.rng)
+        fix_noise(gate, noise)
+        noisy = x @ gate.kernel.numpy() + noise * references.softplus(x @ gate.noise_kernel.numpy())
+        expected = [references.gate_values(row, 3, "all") for row in noisy]
+        found = dense(gate(x.astype("float32"), training=True), 6)
+        self.assertAllClose(found, expected, rtol=1e-4, atol=1e-5)
+
+    def test_over_all_in_training_on_two_levels(self):
+        x, noise = self.rng.standard_normal((8, 5)), self.rng.standard_normal((8, 3))
+        of_groups = self.rng.standard_normal((8, 2, 4))  # for each of a token's two groups, the best first
+        gate = random_weights(gates.Hierarchical((3, 4), (2, 2), normalize="all"), 5, self.rng)
+        fix_noise(gate, noise, of_groups.reshape(16, 4))
+        kernel, noise_kernel, group_kernel, group_noise_kernel = (
+            getattr(gate, name).numpy() for name in ("kernel", "noise_kernel", "group_kernel", "group_noise_kernel")
+        )
+        expected = np.zeros((8, 3, 4))
+        for t in range(8):
+            noisy = x[t] @ kernel + noise[t] * references.softplus(x[t] @ noise_kernel)
+            weights = references.gate_values(noisy, 2, "all")
+            for j, group in enumerate(np.argsort(-noisy)[:2]):
+                stddev = references.softplus(x[t] @ group_noise_kernel[group])
+                logits = x[t] @ group_kernel[group] + of_groups[t, j] * stddev
+                expected[t, group] = weights[group] * references.gate_values(logits, 2, "all")
+        found = dense(gate(x.astype("float32"), training=True), 12)
+        self.assertAllClose(found, expected.reshape(8, 12), rtol=1e-4, atol=1e-5)
 
     def test_a_logit_that_is_not_chosen_learns(self):
         for normalize, learns in (("chosen", False), ("all", True)):
