@@ -14,6 +14,7 @@ from tf_moe.gates import (
     StrictlyBalanced,
     Switch,
 )
+from tf_moe.layers import SparseMoE
 
 
 class GatesTest(BadInput):
@@ -84,6 +85,24 @@ class GatesTest(BadInput):
     )
     def test_calls(self, call, error, pattern):
         self.check(call, error, pattern)
+
+    @parameterized.parameters(
+        ("num_gates", 2), ("noisy", False), ("kernel_initializer", "ones"), ("noise_kernel_initializer", "ones")
+    )
+    def test_what_is_fixed(self, name, value):
+        """Once a layer has it: a copy and a file would have the new one, but not the gate."""
+        gate = SparseMoE(4, 3, gate=NoisyTopK(4, 2), k=2).gate
+        self.check(lambda: setattr(gate, name, value), AttributeError, f"{name} of a NoisyTopK is fixed.*{value!r}")
+
+    def test_inputs_of_a_gate_of_ones_own(self):
+        class Mine(Gate):
+            def build(self, input_shape):
+                pass
+
+            def call(self, inputs, mask=None, training=False):
+                return inputs
+
+        self.check(lambda: Mine(4, 2)(zeros(2, 3, 4)), ValueError, r"ndim=2, found ndim=3.*\(2, 3, 4\)")
 
     def test_another_width_than_built_for(self):
         for gate in (
