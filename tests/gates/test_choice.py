@@ -5,7 +5,9 @@ import tensorflow as tf
 
 from tests import references
 from tests.base import TestCase
-from tf_moe.gates import choice
+from tests.gates.helpers import random_weights
+from tests.mesh.helpers import Program, strategy_on
+from tf_moe.gates import NoisyTopK, choice
 from tf_moe.gates.choice import choose, choose_noisy_by_token, softmax_of_chosen
 from tf_moe.ops.noise import Noise
 
@@ -46,6 +48,30 @@ class ChoiceTest(TestCase):
             under_xla = tf.function(lambda *a: choice.choose_noisy(*a, arguments[2], 2), jit_compile=True)
             self.assertAllClose(under_xla(*arguments[:2]), choice.choose_noisy(*arguments, 2), rtol=1e-4, atol=1e-5)
             by_parts.assert_called_once()
+
+    def test_large_gates_on_a_mesh(self):
+        """There too they are what they are on one device, without parts."""
+        self.enter_context(mock.patch.object(choice, "BY_PARTS_FROM", 4))
+        strategy, x = strategy_on(2), self.normal(8, 5)
+        one = random_weights(NoisyTopK(6, 2, seed=3), 5, self.rng)
+        with strategy.scope():
+            many = NoisyTopK(6, 2, seed=3)
+            many.build((None, 5))
+        many.set_weights(one.get_weights())
+
+        def step_of(gate):
+            def step(x):
+                with tf.GradientTape() as tape:
+                    routing = gate(x, training=True)
+                    y = tf.reduce_sum(routing.load**2) + tf.reduce_sum(routing.combine_weights[:, 0])
+                slopes = tape.gradient(y, [w.value for w in gate.trainable_variables])
+                return routing.expert_index, routing.combine_weights, routing.load, *slopes
+
+            return step
+
+        expected = step_of(one)(tf.constant(x))
+        for ours, want in zip(Program(strategy, step_of(many))(x), expected, strict=True):
+            self.assertAllClose(ours, want, rtol=1e-3, atol=1e-4)
 
     def test_choose(self):
         logits = self.normal(5, 4)
