@@ -164,6 +164,13 @@ class HierarchicalTest(TestCase):
         self.assertAllEqual(gate.noise_kernel, np.ones((50, 64)))
         self.assertAllEqual(gate.group_noise_kernel, np.ones((64, 50, 30)))
 
+    def test_a_seeded_initializer_gives_no_two_matrices_the_same_numbers(self):
+        """Of as many groups as experts in each, where both levels' matrices have one shape."""
+        gate = Hierarchical((4, 4), (2, 2), kernel_initializer=keras.initializers.GlorotUniform(seed=7))
+        gate.build((None, 64))
+        matrices = np.reshape([gate.kernel, *gate.group_kernel.numpy()], (5, -1))
+        self.assertAllClose(np.corrcoef(matrices), np.eye(5), atol=0.4)  # over six standard deviations
+
     def test_seed(self):
         x = self.normal(50, 3)
 
