@@ -91,6 +91,10 @@ class SwitchTest(TestCase):
         both(x, training=True)
         self.assertGreater(float(both.losses[0]), 0.0101)
 
+    def test_defaults_are_the_papers(self):
+        gate = Switch(4)
+        self.assertEqual((gate.aux_loss_weight, gate.jitter, gate.z_loss_weight), (0.01, 0.01, 0.0))
+
     def test_arguments(self):
         self.assertEqual(Switch(4).k, 1)
         for arguments, message in (

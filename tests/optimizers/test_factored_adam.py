@@ -181,6 +181,12 @@ class FactoredAdamTest(TestCase):
         self.assertEqual(again.get_config(), optimizer.get_config())
         self.assertEqual((again.beta_1, again.beta_2, again.epsilon), (0.5, 0.9, 1e-3))
 
+    def test_defaults(self):
+        """Those of the documentation: the paper's, and Adam's."""
+        optimizer = FactoredAdam()
+        self.assertAllClose(optimizer.learning_rate, 0.001)
+        self.assertEqual((optimizer.beta_1, optimizer.beta_2, optimizer.epsilon), (0.0, 0.999, 1e-7))
+
     def test_what_cannot_be(self):
         with self.assertRaisesRegex(ValueError, "under 1. Received: beta_1=1.0"):
             FactoredAdam(beta_1=1.0)

@@ -13,6 +13,10 @@ class WarmupInverseSqrtTest(TestCase):
         for step, expected in ((1000, 0.25), (2000, 0.5), (10_000, 0.5), (40_000, 0.25)):
             self.assertAllClose(translation(step - 1), expected, rtol=1e-4)
 
+    def test_defaults(self):
+        """Of the paper's language models."""
+        self.assertEqual(WarmupInverseSqrt(0.5).get_config(), WarmupInverseSqrt(0.5, 1000, 0).get_config())
+
     def test_has_no_jump(self):
         schedule = WarmupInverseSqrt(1.0, 10, 5)
         rates = np.array([float(schedule(step)) for step in range(60)])
