@@ -171,6 +171,35 @@ class BeamSearchTest(TestCase):
         )  # fmt: skip
         self.assertAllClose(scores, [[np.log(0.6), np.log(0.4), -np.inf]])
 
+    def test_half_precision(self):
+        """What a step returns in it is summed in float32."""
+        tables = Tables(self.rng, 2)
+        tables.log_probs, tables.attention = (
+            tf.cast(x, tf.bfloat16).numpy() for x in (tables.log_probs, tables.attention)
+        )
+        ids, scores = tables.search(beam_size=4, coverage_penalty=0.2)
+        tables.log_probs, tables.attention = (x.astype("float32") for x in (tables.log_probs, tables.attention))
+        expected = tables.search(beam_size=4, coverage_penalty=0.2)
+        self.assertAllEqual(ids, expected[0])
+        self.assertAllClose(scores, expected[1], rtol=1e-5)
+
+    def test_defaults(self):
+        """A beam of 4, a penalty of 0.6 for length, none for coverage, at most 128 ids, 2 before and after them."""
+        tables = Tables(self.rng, 3)
+        explicit = tables.search(beam_size=4, length_penalty=0.6, coverage_penalty=0.0)
+        for ours, expected in zip(tables.search(), explicit, strict=True):
+            self.assertAllEqual(ours, expected)
+        asked = []
+
+        def step(ids, state):
+            asked.append(ids)
+            return tf.math.log([0.0, 0.9, 0.1]) + tf.zeros([*ids.shape, 1]), None, state
+
+        ids, scores = beam_search(step, (), 1, length_penalty=0.0)
+        self.assertAllEqual(asked[0], [[2] * 4])
+        self.assertEqual(ids.shape, (1, 128))
+        self.assertAllClose(scores, [np.log(0.1)])
+
     def test_coverage_without_weights(self):
         with self.assertRaisesRegex(ValueError, "weights from `step`.*coverage_penalty=0.1"):
             beam_search(
