@@ -152,6 +152,11 @@ class CapacityOfTest(TestCase):
                 self.assertEqual(capacity_of(tokens, num_experts, 4, factor), exact)
                 self.assertEqual(int(capacity_of(tf.constant(tokens), num_experts, 4, factor)), exact)
 
+    def test_the_nearest_fraction_of_small_numbers(self):
+        """So that 32 bits hold what is computed, which is all that LiteRT can divide."""
+        for factor, nearest in ((1.00004, 1.0), (1.00006, 1.0001), (0.333333333, 1 / 3)):
+            self.assertEqual(capacity_of(6_000_000, 2, 1, factor), capacity_of(6_000_000, 2, 1, nearest))
+
     def test_integer_and_tensor_agree(self):
         @settings(max_examples=20, deadline=None)
         @given(st.integers(1, 64), st.data(), st.sampled_from([1.0, 1.25, 1.5, 2.0]))
