@@ -147,6 +147,14 @@ class FeedForwardTest(TestCase):
         self.assertAllClose(np.mean(first), 1, atol=0.4)  # over 192 numbers: more than five standard deviations
         self.assertLess(np.corrcoef(first).max(initial=0, where=~np.eye(3, dtype=bool)), 0.6)
 
+    def test_dropout_is_the_share_that_is_dropped(self):
+        layer = FeedForward(4, 512, activation=None, dropout=0.1)
+        layer.build((None, 512))
+        layer.set_weights([np.tile(np.eye(512), (4, 1, 1))] * 2)
+        units = layer(np.ones((4, 512), "float32"), tf.ones(4, tf.int32), training=True).numpy()
+        self.assertAllClose(np.unique(units), [0, 1 / 0.9])
+        self.assertAllClose(np.mean(units == 0), 0.1, atol=0.04)  # six standard deviations
+
     def test_dropout_is_of_training_and_new_in_every_call(self):
         layer, rows = self.bank(dropout=0.5, activation=None, hidden=64), self.normal(12, 3)
         plain = self.bank(activation=None, hidden=64)
@@ -255,6 +263,8 @@ class FeedForwardTest(TestCase):
             kernel_initializer=keras.initializers.HeNormal(seed=3),
             kernel_regularizer=keras.regularizers.L2(0.25),
             kernel_constraint=keras.constraints.MaxNorm(2.0),
+            dropout=0.25,
+            seed=3,
             name="bank",
         )
         config = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
@@ -262,6 +272,7 @@ class FeedForwardTest(TestCase):
         self.assertIsInstance(copy, FeedForward)
         self.assertEqual(copy.get_config(), layer.get_config())
         self.assertEqual((copy.num_experts, copy.hidden, copy.use_bias, copy.recompute), (4, 5, True, True))
+        self.assertEqual((copy.dropout, copy.seed), (0.25, 3))
         self.assertIs(copy.activation, keras.activations.gelu)
         self.assertEqual((copy.kernel_regularizer.l2, copy.kernel_constraint.max_value), (0.25, 2.0))
         copy.set_weights(layer.get_weights())
