@@ -346,3 +346,13 @@ class LayerBankTest(TestCase):
         output = bank(self.normal(4, 3), tf.constant([2, 2]))
         self.assertEqual(output.dtype, tf.bfloat16)
         self.assertEqual({w.dtype for w in bank.weights}, {"float32"})
+
+    def test_experts_of_other_policies(self):
+        """Whatever each computes in, the rows keep the dtype of the bank."""
+        layers = [keras.layers.Dense(3, dtype=policy) for policy in ("float32", "mixed_bfloat16")]
+        bank = LayerBank(layers, dtype="mixed_bfloat16")
+        for rows, counts, capacity in ((7, [2, 3], None), (6, [2, 3], 3)):
+            x = tf.cast(self.normal(rows, 3), tf.bfloat16)
+            output = bank(x, tf.constant(counts), capacity=capacity)
+            self.assertEqual(output.dtype, tf.bfloat16)
+            self.assertAllClose(output[:2], tf.cast(layers[0](x[:2]), tf.bfloat16))
