@@ -21,6 +21,20 @@ class SelfAttention(keras.layers.Layer):
         return self.attention(x, x)
 
 
+class OfKeras(keras.layers.Layer):
+    """One of Keras's layers of several inputs, each of which is the same."""
+
+    def __init__(self, attention, in_a_list=True):
+        super().__init__()
+        self.attention, self.in_a_list = attention, in_a_list
+
+    def build(self, shape):
+        self.attention.build([shape, shape] if self.in_a_list else shape, *[shape] * (not self.in_a_list))
+
+    def call(self, x):
+        return self.attention([x, x]) if self.in_a_list else self.attention(x, x)
+
+
 class DecoderTest(TestCase):
     def model(self, middle):
         model = language_model(20, middle, width=8)
@@ -151,18 +165,36 @@ class DecoderTest(TestCase):
     @parameterized.parameters(
         lambda: keras.layers.GRU(4, return_sequences=True),
         lambda: keras.layers.LSTM(4, return_sequences=True, go_backwards=True),
+        lambda: keras.layers.Bidirectional(keras.layers.LSTM(2, return_sequences=True)),
         lambda: keras.layers.Conv1D(4, 3, padding="causal"),
         lambda: keras.Sequential([keras.layers.Dense(4), keras.layers.LSTM(4, return_sequences=True)]),
         lambda: keras.layers.Conv1DTranspose(4, 3, padding="same"),
+        lambda: keras.layers.SeparableConv1D(4, 3, padding="same"),
+        lambda: keras.layers.DepthwiseConv1D(3, padding="same"),
+        lambda: keras.layers.AveragePooling1D(3, strides=1, padding="same"),
         lambda: keras.layers.MaxPooling1D(3, strides=1, padding="same"),
         lambda: keras.layers.GroupNormalization(2),
         lambda: keras.layers.UnitNormalization(axis=1),
+        lambda: keras.layers.UnitNormalization(axis=0),
         lambda: SparseMoE(4, 16, k=2, gate="expert_choice"),
         lambda: SelfAttention(),
+        lambda: OfKeras(keras.layers.Attention()),
+        lambda: OfKeras(keras.layers.AdditiveAttention()),
+        lambda: OfKeras(keras.layers.MultiHeadAttention(2, 2), in_a_list=False),
+        lambda: OfKeras(keras.layers.GroupQueryAttention(2, 2, 1), in_a_list=False),
     )
     def test_layers_that_need_other_steps(self, make):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*does not support masking")  # Keras's, of some of these
             model = language_model(5, [make()], width=4)
         with self.assertRaisesRegex(ValueError, "step by step.*Received: '"):
+            Decoder(model)
+
+    def test_an_lstm_with_a_state_of_its_own(self):
+        """Which a model for any batch cannot have from the start."""
+        lstm = LSTM(4, return_sequences=True, name="mine")
+        model = residual_language_model(5, [lstm], width=4)
+        Decoder(model)
+        lstm.stateful = True
+        with self.assertRaisesRegex(ValueError, "step by step.*Received: 'mine'"):
             Decoder(model)
