@@ -48,6 +48,22 @@ class PerplexityTest(TestCase):
                 update(*(tf.cast(x, tf.int64 if x is batch[0] else tf.float32) for x in batch if x is not None))
             self.assertAllClose(metric.result(), expected, rtol=1e-5)
 
+    def test_targets_of_any_rank(self):
+        """Sentences of documents, and classes: each target counts once, in batches of any size."""
+        for shapes in (((2, 3, 4), (1, 2, 5)), ((5,), (2,))):
+            metrics = Perplexity(), Perplexity()
+            sizes = [None] * len(shapes[0])
+            update = tf.function(metrics[1].update_state, [tf.TensorSpec(sizes, tf.int64), tf.TensorSpec([*sizes, 6])])
+            losses = []
+            for shape in shapes:
+                targets, logits = self.rng.integers(0, 6, shape), self.normal(*shape, 6)
+                chosen = np.take_along_axis(logits, targets[..., None], -1)[..., 0].astype("float64")
+                losses += np.ravel(np.log(np.exp(logits.astype("float64")).sum(-1)) - chosen).tolist()
+                metrics[0].update_state(targets, logits)
+                update(tf.constant(targets), tf.constant(logits))
+            for metric in metrics:
+                self.assertAllClose(metric.result(), np.exp(np.mean(losses)), rtol=1e-5)
+
     def test_on_a_mesh(self):
         weights_of = functools.partial(self.rng.choice, [0.0, 1.0])
         batches, expected = self.batches(lambda rows, time: weights_of((rows, time)))
