@@ -41,6 +41,20 @@ class OptimizerForTest(TestCase):
         slots = [tuple(v.shape) for v in model.optimizer.variables if len(v.shape)]
         self.assertEqual(slots, [(4, 4), (4, 8), (4, 8), (4, 4)])
 
+    def test_all_weights_of_experts_are_theirs(self):
+        """Biases, and those of Keras layers; not those of a layer whose name ends like theirs."""
+        own = SparseMoE(2, k=1, expert=lambda: keras.layers.Dense(4))
+        layers = [SparseMoE(2, 3, k=1, use_bias=True), own, keras.layers.Dense(4, name="no_experts")]
+        model = keras.Sequential([keras.Input((4,)), *layers])
+        weights = model.trainable_variables
+        of_experts = {w.path for layer in layers[:2] for w in layer.experts.weights}
+        self.assertLen(of_experts, 4 + 4)
+        before = [w.numpy() for w in weights]
+        optimizer = optimizer_for(keras.optimizers.SGD(1.0), keras.optimizers.SGD(0.0))
+        optimizer.apply([tf.ones(w.shape) for w in weights], weights)
+        for weight, old in zip(weights, before, strict=True):
+            self.assertEqual(bool(np.any(weight != old)), weight.path in of_experts, weight.path)
+
     def test_callbacks_of_learning_rates_set_both(self):
         model = keras.Sequential([keras.Input((6,)), SparseMoE(4, 8, k=2), keras.layers.Dense(3)])
         model.compile(optimizer_for("adam", "sgd"), "mse", run_eagerly=True)
