@@ -41,6 +41,11 @@ class ScreenTest(TestCase):
         self.assertAllEqual(screen(tf.zeros([0, 3])).nonfinite_fraction(), 0)
         self.assertAllEqual(screen(tf.zeros([2, 3]), tf.zeros([2], tf.bool)).nonfinite_fraction(), 0)
 
+    def test_the_largest(self):
+        """A little beyond 1e35 is too much: what it is multiplied with may be as large as 1000."""
+        tokens = tf.constant([[6e34, -6e34], [4e34, -4e34], [0.0, 1.1e35], [0.0, -0.9e35]])
+        self.assertAllEqual(screen(tokens).valid, [False, True, False, True])
+
     def test_half_precision(self):
         """The largest number of each type is finite; many of float16's do not add up to infinity."""
         for dtype in (tf.float16, tf.bfloat16, tf.float64):
