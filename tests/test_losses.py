@@ -144,6 +144,12 @@ class SmoothLoadTest(TestCase):
             for slope in gradient_of(loss, clean, clean, np.full((3, 3), stddev)):
                 self.assertTrue(np.isfinite(slope).all(), slope)
 
+    def test_small_noise_counts(self):
+        """Two experts, one deviation apart: Phi(1) and Phi(-1) at any scale."""
+        for scale in (1.0, 1e-2, 1e-4):
+            clean = [[scale, 0.0]]
+            self.assertAllClose(smooth_load(clean, clean, [[scale, scale]], 1), [0.8413447, 0.1586553])
+
     def test_masked_tokens_count_nothing(self):
         clean, noisy, stddev = self.arrays(6, 4)
         mask = np.array([1, 0, 1, 1, 0, 1], bool)
