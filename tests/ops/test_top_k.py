@@ -26,6 +26,12 @@ class TopKIndicesTest(TestCase):
         x = data.draw(st.lists(st.sampled_from([-np.inf, -1.0, 0.0, 2.0, 1e30]), min_size=num, max_size=num))
         self.check(np.float32([x, x[::-1]]), k)
 
+    def test_an_equal_number_in_a_block_with_a_smaller_largest(self):
+        """The first comes first, though its block is not the one with the larger maximum."""
+        x = np.zeros((1, 256), "float32")
+        x[0, [3, 100, 101]] = 5, 7, 5
+        self.check(x, 2)
+
     def test_large_rows_are_not_searched_through(self):
         searched = []
         search = tf.math.top_k
