@@ -42,7 +42,7 @@ class ScreenTest(TestCase):
         self.assertAllEqual(screen(tf.zeros([2, 3]), tf.zeros([2], tf.bool)).nonfinite_fraction(), 0)
 
     def test_the_largest(self):
-        """A little beyond 1e35 is too much: what it is multiplied with may be as large as 1000."""
+        """Numbers that add up to 1e35 are too large, be they one or several."""
         tokens = tf.constant([[6e34, -6e34], [4e34, -4e34], [0.0, 1.1e35], [0.0, -0.9e35]])
         self.assertAllEqual(screen(tokens).valid, [False, True, False, True])
 
