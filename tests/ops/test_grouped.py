@@ -283,6 +283,23 @@ class GroupedTest(TestCase):
             tape.gradient(output, weight)
             self.assertLen(calls, expected)
 
+    def test_recompute_reaches_the_block_of_sorted_rows(self):
+        """As under XLA; both groups have room in the block."""
+        calls = []
+
+        def counted(x, w):
+            calls.append(x.shape)
+            return tf.matmul(x, w)
+
+        for recompute, expected in ((False, 1), (True, 2)):
+            calls.clear()
+            weight = tf.ones([2, D, O])
+            with tf.GradientTape() as tape:
+                tape.watch(weight)
+                output = apply_grouped(counted, tf.ones([4, D]), tf.constant([2, 2]), [weight], recompute=recompute)
+            tape.gradient(output, weight)
+            self.assertLen(calls, expected)
+
     def test_a_weight_that_the_function_does_not_use(self):
         for way in WAYS:
             weights = [tf.constant(self.normal(2, D, O)), tf.ones([2, 5])]
