@@ -78,6 +78,22 @@ class ValuesTest(TestCase):
         expected = np.tanh(plain(x, mask=mask) + shared) * mask[..., None]
         self.assertAllClose(layer(x, mask=mask), expected, rtol=1e-4, atol=1e-4)
 
+    def test_a_shared_expert_has_the_settings_of_the_others(self):
+        constraint, regularizer = keras.constraints.MaxNorm(2.0), keras.regularizers.L2(0.5)
+        layer = SparseMoE(
+            4, 3, k=2, shared_expert_hidden=5, activation="tanh", expert_dropout=0.25, dtype="mixed_bfloat16",
+            kernel_initializer="ones", kernel_regularizer=regularizer, kernel_constraint=constraint,
+        )  # fmt: skip
+        layer.build((None, 6))
+        hidden, dropout, output = layer.shared_expert.layers
+        self.assertEqual((hidden.units, output.units, dropout.rate), (5, 6, 0.25))
+        self.assertIs(hidden.activation, keras.activations.tanh)
+        for dense in (hidden, output):
+            self.assertEqual((dense.use_bias, dense.compute_dtype), (False, "bfloat16"))
+            self.assertAllEqual(dense.kernel, np.ones(dense.kernel.shape))
+            self.assertIs(dense.kernel_regularizer, regularizer)
+            self.assertIs(dense.kernel_constraint, constraint)
+
     @every()
     def test_gradients_are_those_of_the_dense_formula(self, arguments):
         """The same gates and all experts computed densely, differentiated by TensorFlow."""
@@ -355,6 +371,22 @@ class NoiseTest(TestCase):
         self.assertAllEqual(indices[0], indices[1])
         self.assertNotAllEqual(indices[0], indices[2])
 
+    @parameterized.parameters("experts", "shared_expert")
+    def test_seed_repeats_dropout(self, part):
+        """Of either alone: the weights of the other are zeros."""
+        x, outputs = self.normal(20, 4), []
+        for seed in (5, 5, 6):
+            layer = SparseMoE(
+                2, 16, k=None, gate="dense_softmax", seed=seed, expert_dropout=0.5, shared_expert_hidden=16
+            )
+            layer.build(x.shape)
+            layer.set_weights([np.zeros(w.shape) for w in layer.get_weights()])
+            for weight in getattr(layer, part).weights:
+                weight.assign(np.cos(np.arange(np.prod(weight.shape))).reshape(weight.shape))
+            outputs.append(layer(x, training=True))
+        self.assertAllEqual(outputs[0], outputs[1])
+        self.assertNotAllEqual(outputs[0], outputs[2])
+
     def test_noise_differs_by_layer_and_by_call(self):
         """Without a seed, and also where a model has the same layer twice."""
         first, second = SparseMoE(6, 3, k=2), SparseMoE(6, 3, k=2)
@@ -395,6 +427,14 @@ class MetricsTest(TestCase):
         expected = {"importance_cv": 0, "load_cv": 0, "max_over_mean_load": 1, "dropped_fraction": 0.5}
         expected["nonfinite_fraction"] = 0
         self.assertAllClose(results, {f"moe/{name}": value for name, value in expected.items()}, atol=1e-3)
+
+    def test_are_float32_under_any_floatx(self):
+        """In bfloat16 a mean over an epoch would stop counting at 256 batches."""
+        self.addCleanup(keras.config.set_floatx, "float32")
+        keras.config.set_floatx("bfloat16")
+        layer = SparseMoE(4, 3, k=2)
+        self.assertEqual({v.dtype for m in layer.metrics for v in m.variables}, {"float32"})
+        self.assertLen(layer.metrics, len(BALANCE_METRICS))
 
     def test_are_in_the_log_of_each_layer(self):
         model = keras.Sequential([SparseMoE(4, 5, k=2, name="a"), SparseMoE(4, 5, k=2, name="b")])
