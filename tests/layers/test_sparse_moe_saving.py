@@ -1,5 +1,6 @@
 """The layer in files, configs and copies: what is shared, frozen, or built where."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -24,6 +25,24 @@ class SavingTest(TestCase):
         layer(x), again(x)
         again.set_weights(layer.get_weights())
         self.assertAllClose(layer(x), again(x))
+
+    def test_config_holds_every_argument(self):
+        arguments = {
+            "num_experts": [3, 2], "expert_hidden": 5, "k": [2, 1], "importance_weight": 0.2, "load_weight": 0.3,
+            "capacity_factor": 1.5, "activation": "gelu", "output_activation": "tanh", "use_bias": True,
+            "recompute": True, "seed": 3, "drop_by": "weight", "expert_dropout": 0.25, "shared_expert_hidden": 7,
+            "name": "mine", "trainable": False,
+        }  # fmt: skip
+        of_kernels = {
+            "kernel_initializer": keras.initializers.HeNormal(seed=3),
+            "kernel_regularizer": keras.regularizers.L2(0.25),
+            "kernel_constraint": keras.constraints.MaxNorm(2.0),
+        }
+        config = json.loads(json.dumps(SparseMoE(**arguments, **of_kernels).get_config()))
+        self.assertEqual({name: config[name] for name in arguments}, arguments)
+        for name, value in of_kernels.items():
+            self.assertEqual(config[name], json.loads(json.dumps(keras.saving.serialize_keras_object(value))))
+        self.assertEmpty(set(inspect.signature(SparseMoE.__init__).parameters) - {"self", "kwargs"} - set(config))
 
     def test_config_holds_what_was_set_on_a_named_gate(self):
         layer = SparseMoE(4, 5, k=2)
