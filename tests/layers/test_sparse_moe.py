@@ -134,6 +134,11 @@ class ValuesTest(TestCase):
         self.assertAllEqual(plain(x), whole)
         self.assertAllEqual(plain(x, training=True), whole)
 
+    def test_a_bank_of_layers_has_the_settings_of_the_layer(self):
+        layer = SparseMoE(2, k=1, expert=lambda: keras.layers.Dense(3), recompute=True, dtype="mixed_bfloat16")
+        self.assertEqual((layer.experts.recompute, layer.experts.compute_dtype), (True, "bfloat16"))
+        self.assertFalse(SparseMoE(2, k=1, expert=lambda: keras.layers.Dense(3)).experts.recompute)
+
     @parameterized.parameters(None, ENOUGH)
     def test_all_experts_is_the_dense_mixture(self, capacity_factor):
         layer = SparseMoE(5, 6, k=5, capacity_factor=capacity_factor)
