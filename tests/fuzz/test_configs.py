@@ -15,6 +15,7 @@ import tensorflow as tf
 import tf_moe
 from tests.bad_input.base import BadInput, moe_model
 from tests.fuzz.base import examples
+from tests.text.files import new_folder
 from tf_moe.layers import LSTM, SampledSoftmax, SparseMoE
 
 SOURCES = str(Path(tf_moe.__file__).parent)
@@ -85,7 +86,7 @@ def use(thing):
 class Harmless(BadInput):
     def setUp(self):
         super().setUp()
-        self.directory = self.folder()
+        self.directory = new_folder(self)
         self.ran = self.directory / "ran"
         self.values = [*ODD, *programs(self.ran)]
 

@@ -51,7 +51,7 @@ class ChoiceTest(TestCase):
 
     def test_large_gates_on_a_mesh(self):
         """There too they are what they are on one device, without parts."""
-        self.enter_context(mock.patch.object(choice, "BY_PARTS_FROM", 4))
+        self.enter_context(mock.patch.object(choice, "ONLY_LOGITS_FROM", 4))
         strategy, x = strategy_on(2), self.normal(8, 5)
         one = random_weights(NoisyTopK(6, 2, seed=3), 5, self.rng)
         with strategy.scope():
