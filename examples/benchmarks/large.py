@@ -29,8 +29,10 @@ def peak_bytes() -> int:
 
 def measure(experts: int, options) -> dict:
     before = peak_bytes()
-    moe = SparseMoE(experts, options.hidden, k=options.k, recompute=options.recompute)
-    model = language_model(options.vocabulary, [moe], options.width)
+    mixtures = [
+        SparseMoE(experts, options.hidden, k=options.k, recompute=options.recompute) for _ in range(options.layers)
+    ]
+    model = language_model(options.vocabulary, mixtures, options.width)
     optimizer = optimizer_for(FactoredAdam(1e-3), keras.optimizers.Adam(1e-3))
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     rng = np.random.default_rng()
@@ -41,11 +43,11 @@ def measure(experts: int, options) -> dict:
 
     step = interleave({"step": model.train_on_batch}, fresh, options.repetitions)["step"]
     counts, tokens = count(model), options.batch * options.steps
-    bank = sum(int(np.prod(w.shape)) for w in moe.experts.weights)
+    bank = sum(int(np.prod(w.shape)) for moe in mixtures for w in moe.experts.weights)
     memory = training_memory(model, tokens)
     return {
         "experts": experts,
-        "in the bank (M)": bank / 1e6,
+        "in the banks (M)": bank / 1e6,
         "ops/timestep (M)": counts.multiply_adds / 1e6,
         "step, clock (ms)": step.wall,
         "tokens/s": round(1e3 * tokens / step.wall),
@@ -57,7 +59,7 @@ def measure(experts: int, options) -> dict:
 
 def main(arguments=None):
     sizes = {"k": 4, "width": 512, "hidden": 1024, "vocabulary": 10_000, "batch": 128, "steps": 32}
-    parser = make_parser(__doc__, experts=[32, 1024], **sizes, repetitions=3)
+    parser = make_parser(__doc__, experts=[32, 1024], layers=1, **sizes, repetitions=3)
     parser.add_argument("--recompute", action="store_true", help="hidden activations again in the backward pass")
     tiny = {"width": 16, "hidden": 32, "vocabulary": 50, "batch": 4, "steps": 8}
     options = parse(parser, arguments, experts=[8], **tiny, repetitions=1)

@@ -28,7 +28,8 @@ class Memory(NamedTuple):
         weights: Of all weights, trainable or not, but for the states of random generators.
         gradients: Of the trainable ones.
         slots: Of the optimizer; 0 where the model has none, or one that was not built.
-        activations: What the forward pass keeps for the backward pass, and the largest layer's gradients beside it.
+        activations: What the forward pass keeps for the backward pass, and beside it the gradients of one layer and
+            what that computes again: of the layer where both are largest.
 
     Example:
 
@@ -83,8 +84,11 @@ def training_memory(model: keras.Model, tokens: int) -> Memory:
     gradients = model.trainable_weights
     optimizer = getattr(model, "optimizer", None)
     slots = optimizer.variables if optimizer is not None and optimizer.built else []
-    kept = [_kept(layer, tokens) for layer in leaves(model)]
-    return Memory(_bytes(model.weights), _bytes(gradients), _bytes(slots), sum(kept) + max(kept))
+    layers = list(leaves(model))
+    kept = [_kept(layer, tokens) for layer in layers]
+    # While a layer is differentiated it has the gradients of what it kept; and what it did not keep, with gradients.
+    own = [size + 2 * _computed_again(layer, tokens) for size, layer in zip(kept, layers, strict=True)]
+    return Memory(_bytes(model.weights), _bytes(gradients), _bytes(slots), sum(kept) + max(own))
 
 
 def _bytes(variables) -> int:
@@ -126,6 +130,13 @@ def _kept_by_moe(layer: SparseMoE, tokens: int, number: int) -> int:
     parts = isinstance(gate, NoisyTopK) and gate.noisy and keeps_only_logits(gate.num_experts, gate.k, gate.normalize)
     of_token = (_OF_GATE_BY_PARTS if parts else _OF_GATE) * layer.num_logits * 4 + of_token * number
     return _rows(layer, tokens) * (2 * width + hidden) * number + tokens * of_token
+
+
+def _computed_again(layer, tokens: int) -> int:
+    """Bytes of the hidden activations that a mixture with `recompute` does not keep."""
+    if not isinstance(layer, SparseMoE) or not layer.recompute or layer.expert is not None:
+        return 0
+    return _rows(layer, tokens) * layer.expert_hidden * tf.as_dtype(layer.compute_dtype).size
 
 
 def _rows(layer: SparseMoE, tokens: int) -> int:

@@ -90,7 +90,8 @@ class SparseMoE(keras.layers.Layer):
             row alone: in training, `BatchNormalization` must be frozen. With a `capacity_factor`, an expert with fewer
             tokens than places gets rows of zeros too. `activation`, `use_bias` and `kernel_...` do not apply to them.
         recompute: Whether the experts' activations are computed again in the backward pass instead of kept. The routing
-            is not: same experts, same noise. Default False.
+            is not: same experts, same noise. It saves the memory of all mixtures but the one that is differentiated:
+            for a model with one it is of little use. Default False.
         kernel_initializer: Initializer of each built-in expert's kernels. Default "glorot_uniform".
         kernel_regularizer: Regularizer of the built-in experts' kernels. Default None.
         kernel_constraint: Constraint of each built-in expert's kernels. Default None.
