@@ -34,7 +34,8 @@ class StepCost(NamedTuple):
         reduce_bytes: Sent by the all-reduces of gradients, in a ring.
         weight_bytes: Memory of the weights; that of their gradients is as much.
         slot_bytes: Memory of the optimizer's slots.
-        block_bytes: Memory of what the backward pass keeps of the block: the experts' inputs and hidden layers.
+        block_bytes: Memory of what is kept of the block for the backward pass: the experts' inputs and hidden layers;
+            with `recompute` the inputs, and hidden layers only while the backward pass is in the mixture.
         number_bytes: Bytes of a number that is computed and sent.
 
     Example:
