@@ -2,6 +2,7 @@ from unittest import mock
 
 import numpy as np
 import tensorflow as tf
+from absl.testing import parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -267,7 +268,8 @@ class GroupedTest(TestCase):
             with self.assertRaises(AssertionError):
                 self.check(tf.function(with_gradients(chosen), jit_compile=True), [3, 3], 6)
 
-    def test_recompute_reaches_the_batched_product(self):
+    @parameterized.parameters(chosen, apply_grouped)  # the second, of sorted rows, as under XLA
+    def test_recompute_reaches_the_batched_product(self, apply):
         calls = []
 
         def counted(x, w):
@@ -279,24 +281,7 @@ class GroupedTest(TestCase):
             rows, weight = tf.ones([4, D]), tf.ones([2, D, O])
             with tf.GradientTape() as tape:
                 tape.watch(weight)
-                output = chosen(counted, rows, tf.constant([2, 2]), [weight], recompute)
-            tape.gradient(output, weight)
-            self.assertLen(calls, expected)
-
-    def test_recompute_reaches_the_block_of_sorted_rows(self):
-        """As under XLA; both groups have room in the block."""
-        calls = []
-
-        def counted(x, w):
-            calls.append(x.shape)
-            return tf.matmul(x, w)
-
-        for recompute, expected in ((False, 1), (True, 2)):
-            calls.clear()
-            weight = tf.ones([2, D, O])
-            with tf.GradientTape() as tape:
-                tape.watch(weight)
-                output = apply_grouped(counted, tf.ones([4, D]), tf.constant([2, 2]), [weight], recompute=recompute)
+                output = apply(counted, rows, tf.constant([2, 2]), [weight], recompute=recompute)
             tape.gradient(output, weight)
             self.assertLen(calls, expected)
 

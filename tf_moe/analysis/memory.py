@@ -18,7 +18,7 @@ from tf_moe.ops.hot_groups import cheapest_places
 # Float32 numbers that a gate keeps for each token and expert: noise, its deviation, noisy logits, and what the
 # derivatives of the load estimate need.
 _OF_GATE = 8
-_OF_GATE_BY_PARTS = 4  # both logits and their gradients
+_OF_GATE_LOGITS = 4  # both logits and their gradients
 
 
 class Memory(NamedTuple):
@@ -127,8 +127,10 @@ def _kept_by_moe(layer: SparseMoE, tokens: int, number: int) -> int:
     hidden = 0 if layer.recompute or layer.expert is not None else layer.expert_hidden
     of_token = 2 * layer.shared_expert_hidden + 2 * width if layer.shared_expert_hidden else width
     gate = layer.gate
-    parts = isinstance(gate, NoisyTopK) and gate.noisy and keeps_only_logits(gate.num_experts, gate.k, gate.normalize)
-    of_token = (_OF_GATE_BY_PARTS if parts else _OF_GATE) * layer.num_logits * 4 + of_token * number
+    only_logits = (
+        isinstance(gate, NoisyTopK) and gate.noisy and keeps_only_logits(gate.num_experts, gate.k, gate.normalize)
+    )
+    of_token = (_OF_GATE_LOGITS if only_logits else _OF_GATE) * layer.num_logits * 4 + of_token * number
     return _rows(layer, tokens) * (2 * width + hidden) * number + tokens * of_token
 
 

@@ -54,7 +54,7 @@ def dispatch_capacity(
     >>> plan.slot.numpy().ravel()
     array([-1,  0,  1], dtype=int32)
     """
-    check_drop_by(drop_by)
+    checks.one_of("drop_by", drop_by, DROP_BY)  # any other word would drop by position
     assigned = combine_weights > 0
     index = tf.reshape(tf.where(assigned, expert_index, num_experts), [-1])
     priority = tf.reshape(combine_weights, [-1]) if drop_by == "weight" else None
@@ -67,12 +67,6 @@ def dispatch_capacity(
     kept = tf.minimum(groups.counts, capacity)
     dropped = tf.reduce_sum(groups.counts - kept)
     return Plan(assignment, slot, kept, dropped, capacity)
-
-
-def check_drop_by(value: str) -> None:
-    """Raise ValueError unless it is one of `DROP_BY`. Any other word would drop by position."""
-    if value not in DROP_BY:
-        raise ValueError(f"drop_by must be one of {DROP_BY}. Received: drop_by={value!r}.")
 
 
 def capacity_of(tokens: int | tf.Tensor, num_experts: int, k: int, capacity_factor: float) -> int | tf.Tensor:

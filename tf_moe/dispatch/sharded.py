@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tf_moe.dispatch.capacity import check_drop_by
+from tf_moe import checks
+from tf_moe.dispatch.capacity import DROP_BY
 from tf_moe.mesh.device_groups import ShardedGroups, group_by
 from tf_moe.mesh.device_rows import sum_rows, take_rows
 from tf_moe.mesh.shards import Shards
@@ -109,7 +110,7 @@ def dispatch_sharded(
     assert dropped(expert) == 1
     ```
     """
-    check_drop_by(drop_by)
+    checks.one_of("drop_by", drop_by, DROP_BY)
     index = shards.split(tf.where(combine_weights > 0, expert_index, num_experts))
     weights = shards.split(combine_weights)
     num_shards, replicas, size, choices = index.shape

@@ -162,9 +162,7 @@ class Translator(keras.Model):
         self.dropout = checks.zero_to_one("dropout", dropout)
         moe = _checked_moe(moe)
         self.moe = dict(moe)
-        if attention not in SCORES:
-            raise ValueError(f"attention must be one of {SCORES}. Received: attention={attention!r}.")
-        self.attention = attention
+        self.attention = checks.one_of("attention", attention, SCORES)
         self.gate = _checked_gate(gate)
         # Pairs are lists in a config that was a file.
         self.num_experts, self.k = (tuple(x) if isinstance(x, list) else x for x in (num_experts, k))
